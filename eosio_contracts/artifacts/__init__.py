@@ -1,0 +1,1 @@
+"""The compiled contracts: read them with ``importlib.resources.files("gradledger.artifacts")``."""

@@ -1,0 +1,512 @@
+"""Paillier vectors under one public key: encrypt, add, check. `docs/protocol.md`, section 2.2.
+
+A ciphertext is (1 + m n) hs^a mod n^2 with a fresh short exponent a of bits(n)/2 bits (Damgard,
+Jurik, Nielsen 2010, section 4.2); the powers of the fixed base hs come from a comb table (Lim, Lee
+1994). Residues modulo n^2 are held as pairs A + B n, so that a product takes three products and two
+divisions of half the size. Nothing here is constant-time; see `docs/caveats.md`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradledger.errors import PaillierError
+
+if TYPE_CHECKING:
+    from gradledger.codec import Codec
+
+BITS_DEFAULT = 3072
+BITS_MIN = 2048
+BITS_MAX = 8192
+SMALL_FACTOR_MAX = 65_536
+ENCRYPTORS_MAX = 2  # comb tables kept by a process, about 12 MB each at 3072 bits
+
+_BITS_MIN_INSECURE = 64
+_COMB_SMALL = (7, 8)  # teeth, blocks: 1,024 entries
+_COMB_LARGE = (10, 14)  # 14,336 entries
+_COMB_LARGE_FROM = 256  # ciphertexts in an update from which the large table pays
+_BATCH = 32  # ciphertexts whose exponents are drawn at a time
+_SUM_PREFIX = struct.Struct("<II")
+
+
+def key_hash(n: int) -> bytes:
+    """Return the fingerprint of a public key that the chain and every header carry.
+
+    Parameters
+    ----------
+    n : int
+        The modulus.
+
+    Returns
+    -------
+    bytes
+        SHA-256 of n, big endian without leading zeros; 32 bytes.
+    """
+    n = int(n)
+    return hashlib.sha256(n.to_bytes((n.bit_length() + 7) // 8, "big")).digest()
+
+
+def sum_payload(version: int, updates: int, ciphertexts: bytes) -> bytes:
+    """Return the payload of a sum's envelope.
+
+    Parameters
+    ----------
+    version : int
+        Round version.
+    updates : int
+        How many updates were added.
+    ciphertexts : bytes
+        Their sum, from `PaillierPublicKey.add`.
+
+    Returns
+    -------
+    bytes
+        8 bytes longer than the ciphertexts. Its SHA-256 is what validators attest.
+    """
+    return _SUM_PREFIX.pack(version, updates) + ciphertexts
+
+
+def split_sum_payload(payload: bytes) -> tuple[int, int, bytes]:
+    """Return version, number of updates and ciphertexts of a sum's payload.
+
+    Parameters
+    ----------
+    payload : bytes
+        As `sum_payload` makes it.
+
+    Returns
+    -------
+    tuple of int, int, bytes
+        The ciphertexts are not checked here.
+
+    Raises
+    ------
+    PaillierError
+        It is too short.
+    """
+    if len(payload) <= _SUM_PREFIX.size:
+        raise PaillierError(f"expected a sum of more than 8 bytes, got {len(payload)}")
+    version, updates = _SUM_PREFIX.unpack_from(payload)
+    return version, updates, bytes(memoryview(payload)[_SUM_PREFIX.size :])
+
+
+class PaillierPublicKey:
+    """The owner's public key, checked as far as a stranger can check it.
+
+    Parameters
+    ----------
+    n : int
+        Modulus, 2048..8192 bits. g is n + 1.
+    allow_insecure_size_for_tests : bool
+        Take a modulus from 64 bits on. Never for real updates.
+
+    Raises
+    ------
+    PaillierError
+        n is too small or too large, even, prime, a perfect power, or has a factor below 65,536.
+
+    Notes
+    -----
+    That n has exactly two prime factors cannot be seen from n alone; an owner who breaks it harms
+    only the secrecy that it could break anyway by decrypting (`docs/caveats.md`).
+    """
+
+    __slots__ = ("_n", "_n_squared", "allow_insecure_size_for_tests", "key_hash", "n")
+
+    def __init__(self, n: int, *, allow_insecure_size_for_tests: bool = False) -> None:
+        import gmpy2
+
+        self.n = int(n)
+        self.allow_insecure_size_for_tests = allow_insecure_size_for_tests
+        _check_modulus(self.n, _BITS_MIN_INSECURE if allow_insecure_size_for_tests else BITS_MIN)
+        self._n = gmpy2.mpz(self.n)
+        self._n_squared = self._n * self._n
+        self.key_hash = key_hash(self.n)
+
+    @classmethod
+    def from_hex(cls, text: str) -> PaillierPublicKey:
+        """Return the key of a task card's `paillier_n`.
+
+        Parameters
+        ----------
+        text : str
+            Hexadecimal digits, no prefix.
+
+        Returns
+        -------
+        PaillierPublicKey
+            The key, checked.
+
+        Raises
+        ------
+        PaillierError
+            Not hexadecimal, too long, or no valid modulus.
+        """
+        if not isinstance(text, str) or len(text) > BITS_MAX // 4:
+            raise PaillierError(f"expected n as at most {BITS_MAX // 4} hexadecimal digits")
+        if not text or not set(text) <= set("0123456789abcdefABCDEF"):
+            raise PaillierError("expected n as hexadecimal digits")
+        return cls(int(text, 16))
+
+    def to_hex(self) -> str:
+        """Return n as hexadecimal digits, for the task card.
+
+        Returns
+        -------
+        str
+            Lower case, no prefix.
+        """
+        return f"{self.n:x}"
+
+    @classmethod
+    def from_phe(cls, key: Any) -> PaillierPublicKey:
+        """Return the key of a `phe.PaillierPublicKey`.
+
+        Parameters
+        ----------
+        key : phe.PaillierPublicKey
+            Its g is n + 1 as well.
+
+        Returns
+        -------
+        PaillierPublicKey
+            The same key.
+        """
+        return cls(key.n)
+
+    def to_phe(self) -> Any:
+        """Return the same key for python-paillier, which must be installed.
+
+        Returns
+        -------
+        phe.PaillierPublicKey
+            The key.
+        """
+        from phe import paillier
+
+        return paillier.PaillierPublicKey(self.n)
+
+    @property
+    def bits(self) -> int:
+        """Bit length of n."""
+        return self.n.bit_length()
+
+    @property
+    def ciphertext_bytes(self) -> int:
+        """Length of one ciphertext in a payload."""
+        return (2 * self.bits + 7) // 8
+
+    def payload_bytes(self, codec: Codec) -> int:
+        """Return the length of an encrypted update.
+
+        Parameters
+        ----------
+        codec : Codec
+            Of the task.
+
+        Returns
+        -------
+        int
+            Number of plaintexts x `ciphertext_bytes`.
+        """
+        return codec.plaintexts(self.bits) * self.ciphertext_bytes
+
+    def encrypt(self, codes: NDArray[np.uint16], codec: Codec) -> bytes:
+        """Encrypt an update.
+
+        Parameters
+        ----------
+        codes : ndarray of uint16, shape (parameters,)
+            From `codec.quantise`.
+        codec : Codec
+            Of the task.
+
+        Returns
+        -------
+        bytes
+            `payload_bytes(codec)` bytes: the ciphertexts, big endian, one after the other.
+
+        Raises
+        ------
+        CodecError
+            The codes do not fit the codec.
+
+        Notes
+        -----
+        Randomness comes from the operating system. The comb table is kept for the next round.
+        """
+        size = _COMB_LARGE if codec.plaintexts(self.bits) >= _COMB_LARGE_FROM else _COMB_SMALL
+        return _ENCRYPTORS.get(self.n, size).encrypt(codes, codec, secrets.token_bytes)
+
+    def add(self, payloads: Iterable[bytes], codec: Codec) -> bytes:
+        """Return the encrypted sum of updates, taking them one by one.
+
+        Parameters
+        ----------
+        payloads : iterable of bytes, 1..codec.devices_max of them
+            Ciphertexts of updates under this key, each through `check_ciphertexts` before.
+        codec : Codec
+            Of the task.
+
+        Returns
+        -------
+        bytes
+            The product of the ciphertexts modulo n^2, place by place. Deterministic, whatever the
+            order; not re-randomised.
+
+        Raises
+        ------
+        PaillierError
+            None came, too many came, or one has another length.
+
+        Notes
+        -----
+        Exact while the number of updates x 65535 < 2**slot_bits. Paillier 1999, section 8.
+        """
+        modulus = self._n_squared
+        total: list[Any] = []
+        count = 0
+        for payload in payloads:
+            count += 1
+            if count > codec.devices_max:
+                raise PaillierError(
+                    f"expected at most {codec.devices_max} updates in slots of "
+                    f"{codec.slot_bits} bits"
+                )
+            numbers = self._read(payload, codec)
+            if total:
+                for place, number in enumerate(numbers):
+                    total[place] = total[place] * number % modulus
+            else:
+                total = [number % modulus for number in numbers]
+        if not count:
+            raise PaillierError("expected at least one update to add, got none")
+        return self._write(total)
+
+    def check_ciphertexts(self, payload: bytes, codec: Codec) -> None:
+        """Refuse a payload that cannot be an encrypted update under this key.
+
+        Parameters
+        ----------
+        payload : bytes
+            Anything.
+        codec : Codec
+            Of the task.
+
+        Raises
+        ------
+        PaillierError
+            Its length is not exact, or a ciphertext (which is named) is outside [1, n^2) or shares
+            a factor with n.
+
+        Notes
+        -----
+        Whether the slots hold codes in range cannot be seen here; the owner checks the sums.
+        """
+        import gmpy2
+
+        product = gmpy2.mpz(1)
+        for place, number in enumerate(self._read(payload, codec)):
+            if not 0 < number < self._n_squared:
+                raise PaillierError(f"ciphertext {place}: expected a value in [1, n^2)")
+            product = product * (number % self._n) % self._n
+        if gmpy2.gcd(product, self._n) == 1:
+            return
+        for place, number in enumerate(self._read(payload, codec)):
+            if gmpy2.gcd(number, self._n) != 1:
+                raise PaillierError(f"ciphertext {place}: expected no common factor with n")
+
+    def _read(self, payload: bytes, codec: Codec) -> Iterable[Any]:
+        """Check the length of a payload, then yield its ciphertexts as numbers."""
+        import gmpy2
+
+        expected = self.payload_bytes(codec)
+        if len(payload) != expected:
+            raise PaillierError(f"expected {expected} bytes of ciphertexts, got {len(payload)}")
+        width = self.ciphertext_bytes
+        from_bytes = gmpy2.mpz.from_bytes
+        return (
+            from_bytes(bytes(payload[start : start + width]), "big")
+            for start in range(0, expected, width)
+        )
+
+    def _write(self, numbers: Iterable[Any]) -> bytes:
+        width = self.ciphertext_bytes
+        return b"".join(number.to_bytes(width, "big") for number in numbers)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PaillierPublicKey) and other.n == self.n
+
+    def __hash__(self) -> int:
+        return hash(self.key_hash)
+
+    def __repr__(self) -> str:
+        return f"PaillierPublicKey({self.bits} bits, key_hash={self.key_hash.hex()[:16]}...)"
+
+
+class _Encryptor:
+    """A comb table for one key and one base, and the encryption that uses it.
+
+    The exponent's bits stand in `teeth` rows of `blocks` x `depth` columns. Column c of block j and
+    depth k is an index into block j of the table, whose entry u is the product over the rows i in u
+    of hs^(2^(row_bits i + depth j)).
+    """
+
+    def __init__(self, n: int, unit: int, teeth: int, blocks: int) -> None:
+        import gmpy2
+
+        self.n = n
+        self.exponent_bits = (n.bit_length() + 1) // 2
+        self.teeth = teeth
+        self.depth = -(-self.exponent_bits // (teeth * blocks))
+        self.blocks = -(-self.exponent_bits // (teeth * self.depth))
+        self._n = gmpy2.mpz(n)
+        h = -gmpy2.mpz(unit) * unit % self._n
+        self.hs = gmpy2.powmod(h, self._n, self._n * self._n)
+        self._low: list[Any] = []
+        self._high: list[Any] = []
+        self._fill()
+
+    def _fill(self) -> None:
+        import gmpy2
+
+        wanted = {
+            self.depth * (self.blocks * row + block): (block, row)
+            for row in range(self.teeth)
+            for block in range(self.blocks)
+        }
+        bases: dict[tuple[int, int], tuple[Any, Any]] = {}
+        high, low = gmpy2.f_divmod(self.hs, self._n)
+        for power in range(max(wanted) + 1):
+            if power in wanted:
+                bases[wanted[power]] = (low, high)
+            low, high = self._multiply(low, high, low, high)
+        for block in range(self.blocks):
+            start = len(self._low)
+            self._low.append(gmpy2.mpz(1))
+            self._high.append(gmpy2.mpz(0))
+            for entry in range(1, 1 << self.teeth):
+                row = entry.bit_length() - 1
+                rest = start + (entry ^ (1 << row))
+                base = bases[block, row]
+                product = self._multiply(self._low[rest], self._high[rest], *base)
+                self._low.append(product[0])
+                self._high.append(product[1])
+
+    def _multiply(self, low: Any, high: Any, low2: Any, high2: Any) -> tuple[Any, Any]:
+        """Multiply two residues modulo n^2, each A + B n."""
+        import gmpy2
+
+        carry, rest = gmpy2.f_divmod(low * low2, self._n)
+        return rest, (low * high2 + high * low2 + carry) % self._n
+
+    def encrypt(
+        self, codes: NDArray[np.uint16], codec: Codec, random_bytes: Callable[[int], bytes]
+    ) -> bytes:
+        """Encrypt codes; `random_bytes(count)` must be the OS's generator but for known answers."""
+        import gmpy2
+
+        n, f_divmod = self._n, gmpy2.f_divmod
+        lows, highs = self._low, self._high
+        bits = self.n.bit_length()
+        width = (2 * bits + 7) // 8
+        count = codec.plaintexts(bits)
+        payload = bytearray(count * width)
+        batch: list[Any] = []
+        for place, plaintext in enumerate(codec.pack(codes, bits)):
+            if not batch:
+                batch = self._indexes(min(_BATCH, count - place), random_bytes)
+                batch.reverse()
+            low, high = gmpy2.mpz(1), gmpy2.mpz(0)
+            for column in batch.pop():
+                carry, rest = f_divmod(low * low, n)
+                high = (2 * low * high + carry) % n
+                low = rest
+                for index in column:
+                    factor = lows[index]
+                    carry, rest = f_divmod(low * factor, n)
+                    high = (low * highs[index] + high * factor + carry) % n
+                    low = rest
+            message = gmpy2.mpz.from_bytes(plaintext, "little")
+            number = low + (high + message * low) % n * n
+            payload[place * width : (place + 1) * width] = number.to_bytes(width, "big")
+        return bytes(payload)
+
+    def _indexes(self, count: int, random_bytes: Callable[[int], bytes]) -> list[Any]:
+        """Draw `count` exponents (little endian); return their table indexes, depth by depth."""
+        row_bits = self.blocks * self.depth
+        width = (self.exponent_bits + 7) // 8
+        raw = np.frombuffer(random_bytes(count * width), dtype=np.uint8).reshape(count, width)
+        bits = np.zeros((count, self.teeth * row_bits), dtype=np.uint8)
+        bits[:, : self.exponent_bits] = np.unpackbits(raw, axis=1, bitorder="little")[
+            :, : self.exponent_bits
+        ]
+        weights = (1 << np.arange(self.teeth)).astype(np.int32)
+        rows = bits.reshape(count, self.teeth, row_bits).astype(np.int32)
+        columns = np.einsum("tir,i->tr", rows, weights).reshape(count, self.blocks, self.depth)
+        columns += (np.arange(self.blocks, dtype=np.int32) << self.teeth)[None, :, None]
+        return columns.transpose(0, 2, 1)[:, ::-1].tolist()
+
+
+class _EncryptorCache:
+    """The newest encryptors of this process, at most `ENCRYPTORS_MAX`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[tuple[int, tuple[int, int]], _Encryptor] = OrderedDict()
+
+    def get(self, n: int, size: tuple[int, int]) -> _Encryptor:
+        """Return the encryptor of a key, made with a base of its own if it is new."""
+        with self._lock:
+            encryptor = self._entries.pop((n, size), None)
+            if encryptor is None:
+                while len(self._entries) >= ENCRYPTORS_MAX:
+                    self._entries.popitem(last=False)
+                encryptor = _Encryptor(n, _random_unit(n), *size)
+            self._entries[n, size] = encryptor
+            return encryptor
+
+
+_ENCRYPTORS = _EncryptorCache()
+
+
+def _random_unit(n: int) -> int:
+    import gmpy2
+
+    while True:
+        unit = secrets.randbelow(n)
+        if gmpy2.gcd(unit, n) == 1:
+            return unit
+
+
+def _check_modulus(n: int, bits_min: int) -> None:
+    import gmpy2
+
+    if not bits_min <= n.bit_length() <= BITS_MAX:
+        raise PaillierError(f"n: expected {bits_min}..{BITS_MAX} bits, got {n.bit_length()}")
+    if n % 2 == 0:
+        raise PaillierError("n: expected an odd number")
+    if gmpy2.is_power(n):
+        raise PaillierError("n: expected a product of two primes, got a perfect power")
+    if gmpy2.gcd(n, _small_primes()) != 1:
+        raise PaillierError(f"n: expected no prime factor below {SMALL_FACTOR_MAX}")
+    if gmpy2.is_prime(n):
+        raise PaillierError("n: expected a product of two primes, got a prime")
+
+
+@lru_cache(maxsize=1)
+def _small_primes() -> Any:
+    """The product of the primes below `SMALL_FACTOR_MAX`."""
+    import gmpy2
+
+    return gmpy2.primorial(SMALL_FACTOR_MAX)

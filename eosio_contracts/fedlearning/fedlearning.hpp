@@ -1,20 +1,19 @@
 #pragma once
 
-#include <eosio/asset.hpp>
-#include <eosio/crypto.hpp>
-#include <eosio/eosio.hpp>
-#include <eosio/time.hpp>
+#include "../common/cid.hpp"
+#include "../common/csves.hpp"
+#include "../common/merkle.hpp"
+#include "../common/price.hpp"
+#include "../common/quorum.hpp"
+#include "view.hpp"
 
-#include <string>
-#include <vector>
+#include <eosio/contract.hpp>
+#include <eosio/name.hpp>
 
 namespace gradledger {
 
-using eosio::asset;
-using eosio::checksum256;
 using eosio::name;
-using eosio::symbol;
-using eosio::time_point_sec;
+class reader;
 
 /// Limits that hold for every task. A task may ask for less, never for more.
 namespace limits {
@@ -23,6 +22,7 @@ constexpr uint32_t error_scale = 1'000'000;   ///< an error of 1.0
 constexpr uint32_t classes_max = 64;          ///< bits of the class set
 constexpr uint32_t validators_max = 32;       ///< bytes of member::verdicts
 constexpr uint32_t admit_max = 100;           ///< accounts in one `admit`
+constexpr uint32_t prefix_max = 16;           ///< hashes of a task with the same first eight bytes
 constexpr uint32_t attest_max = 500;          ///< verdicts in one `attest`
 constexpr uint32_t phase_sec_max = 30 * 86400;///< length of one phase of a round
 constexpr uint32_t sum_min_floor = 3;         ///< fewest devices whose sum may be released
@@ -32,7 +32,6 @@ enum mode : uint8_t { mode_paillier = 0, mode_sealed = 1 };
 enum role : uint8_t { role_device = 1, role_validator = 2 };
 enum validators_kind : uint8_t { validators_named = 0, validators_producers = 1 };
 enum silence : uint8_t { silence_refund = 0, silence_pay = 1 };
-enum rule : uint8_t { rule_trend = 1, rule_threshold = 2, rule_either = 3, rule_both = 4 };
 enum round_state : uint8_t {
    round_open = 1,       ///< uploads and verdicts
    round_verifying = 2,  ///< closed to uploads; some verdicts still pending
@@ -58,6 +57,33 @@ enum verdict_code : uint8_t {
    reason_undelivered = 21       ///< nobody pushed the payment before the last deadline
 };
 
+/*
+ * Rows and arguments below lie in memory exactly as they are serialised (little endian, unaligned),
+ * so that a row is read and written as it is. In the ABI hash256 is `checksum256`, seconds is
+ * `time_point_sec`, symbol is `symbol`, asset is `asset`, cid_text and view<char> are `string` or
+ * `bytes`, view<T> is `T[]`.
+ */
+#pragma pack(push, 1)
+
+using seconds = uint32_t;  ///< since 1970
+
+struct symbol {
+   uint64_t raw;           ///< precision, then up to seven capital letters
+   bool operator==(const symbol& other) const { return raw == other.raw; }
+   bool operator!=(const symbol& other) const { return raw != other.raw; }
+};
+
+struct asset {
+   int64_t amount;
+   symbol  sym;
+};
+
+/// A CIDv0 as text: a string of constant length.
+struct cid_text {
+   uint8_t length;         ///< cid_chars
+   char    chars[cid_chars];
+};
+
 /// How a device trains in this round, so that equal data gives equal updates.
 struct recipe {
    uint16_t epochs;
@@ -65,7 +91,6 @@ struct recipe {
    uint32_t rate_e6;   ///< learning rate x 1e6
    uint16_t measures;  ///< validation errors to take, evenly spread over the training
    uint64_t seed;
-   EOSLIB_SERIALIZE(recipe, (epochs)(batch_size)(rate_e6)(measures)(seed))
 };
 
 /// What a task fixes for its whole life; a device reads it before it joins.
@@ -84,18 +109,15 @@ struct task_terms {
    uint32_t parameters;       ///< length of an update
    uint8_t  slot_bits;        ///< 17..32
    uint32_t clip_e6;          ///< updates are clipped to +-clip_e6 / 1e6
-   checksum256 key_hash;      ///< SHA-256 of n, big endian without leading zeros (zero in sealed mode)
-   std::string card_cid;      ///< the task card on IPFS (CIDv0): key n, class names, description
-   checksum256 card_hash;     ///< SHA-256 of the card's bytes
-   EOSLIB_SERIALIZE(task_terms, (token_contract)(token_symbol)(mode)(is_public)(validators_kind)(silence)
-      (classes)(errors_max)(cost_max)(devices_max)(sum_min)(parameters)(slot_bits)(clip_e6)(key_hash)
-      (card_cid)(card_hash))
+   hash256  key_hash;         ///< SHA-256 of n, big endian without leading zeros (zero in sealed mode)
+   cid_text card_cid;         ///< the task card on IPFS (CIDv0): key n, class names, description
+   hash256  card_hash;        ///< SHA-256 of the card's bytes
 };
 
-/// What one round adds.
+/// What one round adds. In the action it follows `model_cid`, the CIDv0 of the envelope of the model
+/// T_(version-1), which is a string there.
 struct round_terms {
-   std::string model_cid;    ///< envelope of the model T_(version-1) (CIDv0)
-   checksum256 model_hash;   ///< SHA-256 of that envelope
+   hash256  model_hash;      ///< SHA-256 of that envelope
    int64_t  price;           ///< smallest token units per example, > 0
    int64_t  budget;          ///< units kept for this round until it is closed
    uint32_t open_sec;        ///< uploads are taken for so long
@@ -106,22 +128,18 @@ struct round_terms {
    uint32_t tau;             ///< CSVES-Th threshold, 1e-6 units
    uint32_t eta_e6;          ///< aggregation rate x 1e6
    recipe   training;
-   EOSLIB_SERIALIZE(round_terms, (model_cid)(model_hash)(price)(budget)(open_sec)(verdict_sec)(sum_sec)
-      (close_after)(rule)(tau)(eta_e6)(training))
 };
 
 /// One verdict inside `attest`.
 struct verdict {
-   checksum256 hash;   ///< of the upload that is judged
+   hash256 hash;   ///< of the upload that is judged
    uint8_t     code;   ///< enum verdict_code
-   EOSLIB_SERIALIZE(verdict, (hash)(code))
 };
 
 /// What one validator said about the sum of a round.
 struct sum_vote {
-   checksum256 hash;   ///< SHA-256 of the sum's plaintext bytes; zero: no vote yet
-   checksum256 cid;    ///< digest of the CIDv0 of that validator's sealed copy
-   EOSLIB_SERIALIZE(sum_vote, (hash)(cid))
+   hash256 hash;   ///< SHA-256 of the sum's plaintext bytes; zero: no vote yet
+   hash256 cid;    ///< digest of the CIDv0 of that validator's sealed copy
 };
 
 /**
@@ -143,45 +161,38 @@ struct [[eosio::table("tasks")]] task {
    int64_t    deposited;
    int64_t    paid;         ///< by settled rounds
    int64_t    withdrawn;
-   uint64_t primary_key() const { return id.value; }
-   EOSLIB_SERIALIZE(task, (id)(owner)(terms)(version)(devices)(validators)(deposited)(paid)(withdrawn))
 };
-using tasks_table = eosio::multi_index<"tasks"_n, task>;
 
 /**
  * Table `members`, scope: the task. RAM: the task's owner.
  *
  * A row has one size from `admit` on, so that neither `join`, an upload nor a verdict takes RAM
  * from anybody: the newest upload of a device lives in its row and the next one overwrites it.
- * Index `byhash` (first eight bytes of the hash, big endian) finds an upload and refuses a
- * repeated hash.
+ *
+ * Index 2 `byhash` has the devices alone: the first eight bytes of the newest upload's hash, big
+ * endian (before the first upload the account), finds an upload and refuses a repeated hash.
+ * Index 3 `validators` has the validators alone (key: 0), so that `openround` need not look at
+ * every device.
  */
 struct [[eosio::table("members")]] member {
    name        account;
    uint8_t     role;            ///< enum role
    uint8_t     joined;          ///< 1 once the account agreed by `join`
-   checksum256 enc_key;         ///< X25519 public key
+   hash256     enc_key;         ///< X25519 public key
    uint64_t    classes;         ///< bit c: has data of class c
    uint32_t    set_version;     ///< round for which the validation set was issued; 0: none
-   checksum256 set_cid;         ///< digest of the CIDv0
-   checksum256 set_hash;        ///< SHA-256 of the envelope
+   hash256     set_cid;         ///< digest of the CIDv0
+   hash256     set_hash;        ///< SHA-256 of the envelope
    uint32_t    upload_version;  ///< round of the newest upload; 0: none
-   checksum256 upload_hash;
-   checksum256 upload_cid;      ///< digest of the CIDv0
+   hash256     upload_hash;
+   hash256     upload_cid;      ///< digest of the CIDv0
    uint32_t    upload_cost;     ///< examples
    uint32_t    error_first;     ///< first and last of v_E, 1e-6 units
    uint32_t    error_last;
    uint8_t     upload_state;    ///< enum upload_state
    uint8_t     upload_reason;   ///< verdict code of the decision; 0 while pending
-   checksum256 verdicts;        ///< byte i: verdict code of validator i of the round
-   uint64_t primary_key() const { return account.value; }
-   uint64_t by_hash() const;
-   EOSLIB_SERIALIZE(member, (account)(role)(joined)(enc_key)(classes)(set_version)(set_cid)(set_hash)
-      (upload_version)(upload_hash)(upload_cid)(upload_cost)(error_first)(error_last)(upload_state)
-      (upload_reason)(verdicts))
+   hash256     verdicts;        ///< byte i: verdict code of validator i of the round
 };
-using members_table = eosio::multi_index<"members"_n, member,
-   eosio::indexed_by<"byhash"_n, eosio::const_mem_fun<member, uint64_t, &member::by_hash>>>;
 
 /**
  * Table `rounds`, scope: the task. RAM: the task's owner; `validators`, `sums` and `frontier`
@@ -190,15 +201,15 @@ using members_table = eosio::multi_index<"members"_n, member,
 struct [[eosio::table("rounds")]] round {
    uint32_t       version;
    uint8_t        state;             ///< enum round_state
-   checksum256    model_cid;         ///< digest of the CIDv0
-   checksum256    model_hash;
+   hash256        model_cid;         ///< digest of the CIDv0
+   hash256        model_hash;
    int64_t        price;
    int64_t        budget;
-   time_point_sec deadline;          ///< of uploads
+   seconds        deadline;          ///< of uploads
    uint32_t       verdict_sec;
-   time_point_sec verdict_deadline;  ///< set when the round closes
+   seconds        verdict_deadline;  ///< set when the round closes
    uint32_t       sum_sec;
-   time_point_sec sum_deadline;      ///< set when the last verdict is in
+   seconds        sum_deadline;      ///< set when the last verdict is in
    uint16_t       close_after;
    uint8_t        rule;
    uint32_t       tau;
@@ -206,28 +217,33 @@ struct [[eosio::table("rounds")]] round {
    recipe         training;
    uint32_t       uploads;
    uint32_t       pending;
-   uint32_t       accepted;
-   uint32_t       refused;
+   uint32_t       accepted;          ///< by the validators; only these are in the sum
+   uint32_t       refused;           ///< the rest of `uploads`: pending, or paid for silence
    int64_t        reserved;
    int64_t        paid;
-   checksum256    sum_hash;          ///< attested by the quorum; zero: none
-   checksum256    sum_cid;           ///< one validator's sealed copy
-   checksum256    root;              ///< Merkle root over the uploads, set by `settle`
+   hash256        sum_hash;          ///< attested by the quorum; zero: none
+   hash256        sum_cid;           ///< one validator's sealed copy
+   hash256        root;              ///< Merkle root over the uploads, set by `settle`
    uint32_t       settled;           ///< uploads already in the tree
    name           cursor;            ///< the next account `settle` and `push` look at
-   std::vector<name>        validators;  ///< the round's validators, ascending
-   std::vector<sum_vote>    sums;        ///< one per validator
-   std::vector<checksum256> frontier;    ///< 16 subtree roots of the growing tree
-   uint64_t primary_key() const { return version; }
-   EOSLIB_SERIALIZE(round, (version)(state)(model_cid)(model_hash)(price)(budget)(deadline)(verdict_sec)
-      (verdict_deadline)(sum_sec)(sum_deadline)(close_after)(rule)(tau)(eta_e6)(training)(uploads)(pending)
-      (accepted)(refused)(reserved)(paid)(sum_hash)(sum_cid)(root)(settled)(cursor)(validators)(sums)
-      (frontier))
+   // Behind it lie three vectors, see round_row:
+   //   name[] validators      the round's validators, ascending
+   //   sum_vote[] sums        one per validator
+   //   hash256[] frontier     16 subtree roots of the growing tree
 };
-using rounds_table = eosio::multi_index<"rounds"_n, round>;
+
+#pragma pack(pop)
+
+// The serialised sizes; a change here is a change of the ABI.
+static_assert(sizeof(recipe) == 18 && sizeof(task_terms) == 151 && sizeof(round_terms) == 89);
+static_assert(sizeof(task) == 199 && sizeof(member) == 232 && sizeof(round) == 274);
+static_assert(sizeof(verdict) == 33 && sizeof(sum_vote) == 64);
 
 /**
  * Records federated-learning contributions and pays for them out of escrow.
+ *
+ * `uploadgrad` and `payment` refuse every caller but an inline action of this contract; not even the
+ * contract account's own key can call them.
  *
  * Every refusal is a `check` whose message is `code: what was expected and what came`.
  * One round of a task at a time: open -> verifying -> summing -> summed -> settled.
@@ -238,12 +254,12 @@ public:
 
    // ---- owner ------------------------------------------------------------------------------
 
-   /// Create a task. @auth owner (pays the RAM of the whole task).
+   /// Create a task. @auth owner (pays the RAM of the whole task)
    void createtask(name task, name owner, const task_terms& terms);
 
    /// Admit accounts as devices or validators. @pre no account is the owner or already a member.
    /// @auth the task's owner (pays the RAM of the rows)
-   void admit(name task, const std::vector<name>& accounts, uint8_t role);
+   void admit(name task, view<name> accounts, uint8_t role);
 
    /// Take a member out. @pre it has no upload in an unsettled round and is no validator of one.
    /// @auth the task's owner, or the account itself
@@ -251,44 +267,45 @@ public:
 
    /// Record the validation set issued to a device for round `version` (the next or the open one).
    /// @auth the task's owner
-   void issueset(name task, name device, uint32_t version, const std::string& cid,
-                 const std::vector<char>& hash);
+   void issueset(name task, name device, uint32_t version, view<char> cid, view<char> hash);
 
    /// Open round `version`. @pre version == task.version + 1; the round before is settled; the
    /// budget is free; at least one validator has joined. @auth the task's owner (pays RAM)
-   void openround(name task, uint32_t version, const round_terms& terms);
+   void openround(name task, uint32_t version, view<char> model_cid, const round_terms& terms);
 
    /// Pay `quantity` back to the owner. @pre it is free and no open round may still need it.
    /// @auth the task's owner
-   void withdraw(name task, const asset& quantity);
+   void withdraw(name task, asset quantity);
 
    // ---- members ----------------------------------------------------------------------------
 
    /// Agree to the task's terms; give the X25519 key and (devices) the set of classes.
    /// May be repeated between rounds, to change either. @auth account
-   void join(name task, name account, const checksum256& enc_key, uint64_t classes);
+   void join(name task, name account, const hash256& enc_key, uint64_t classes);
 
    /// FederatedLearning: the only action a device calls. Checks the role, forwards to `uploadgrad`.
    /// @auth device
-   void fedlearn(name task, name device, uint32_t version, const std::vector<char>& hash,
-                 const std::string& cid, uint32_t cost, const std::vector<uint32_t>& errors);
+   void fedlearn(name task, name device, uint32_t version, view<char> hash, view<char> cid,
+                 uint32_t cost, view<uint32_t> errors);
 
    /// UploadGradient: checks every field, CSVES and the budget; records and reserves.
    /// @auth the contract alone
-   void uploadgrad(name task, name device, uint32_t version, const std::vector<char>& hash,
-                   const std::string& cid, uint32_t cost, const std::vector<uint32_t>& errors);
+   void uploadgrad(name task, name device, uint32_t version, view<char> hash, view<char> cid,
+                   uint32_t cost, view<uint32_t> errors);
 
    /// Verdicts of one validator on uploads of round `version`. At a quorum of equal codes an upload
-   /// is paid or refused, in this transaction. @auth validator
-   void attest(name task, uint32_t version, name validator, const std::vector<verdict>& verdicts);
+   /// is paid or refused, in this transaction. A verdict on an upload that is decided already is
+   /// recorded without effect, so that a late batch does not fail; a second one is refused. An
+   /// undecided upload takes verdicts until twice verdict_sec after closing. @auth validator
+   void attest(name task, uint32_t version, name validator, view<verdict> verdicts);
 
-   /// Payment: sends `quantity` from the round's reserve to the device. @auth the contract alone
-   void payment(name task, uint32_t version, name device, const asset& quantity);
+   /// Payment: sends `quantity`, which `attest` or `push` took from the round's reserve, to the
+   /// device. @auth the contract alone
+   void payment(name task, uint32_t version, name device, asset quantity);
 
    /// One validator's word on the product of all accepted ciphertexts. @pre state summing.
    /// @auth validator
-   void attestsum(name task, uint32_t version, name validator, const checksum256& hash,
-                  const std::string& cid);
+   void attestsum(name task, uint32_t version, name validator, const hash256& hash, view<char> cid);
 
    // ---- pushing a round on -----------------------------------------------------------------
 
@@ -309,7 +326,17 @@ public:
    // ---- notifications ----------------------------------------------------------------------
 
    /// A `transfer` to the contract with the task's name as memo is a deposit.
-   void on_transfer(name from, name to, const asset& quantity, const std::string& memo);
+   void on_transfer(name from, name to, asset quantity, view<char> memo);
+
+   /// Read the arguments of `act` and call its function.
+   void call(name act, reader arguments);
+
+private:
+   /// Refuse every caller but an inline action of this contract.
+   void check_internal() const;
+
+   /// Pay an upload or give its reserve back, and say why. The caller saves round and upload.
+   void decide(const task& row, round& head, member& upload, uint8_t reason, bool pays);
 };
 
 }  // namespace gradledger

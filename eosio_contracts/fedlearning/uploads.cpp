@@ -1,0 +1,119 @@
+// What a device sends: fedlearning (FederatedLearning) and uploadgrad (UploadGradient).
+
+#include "rules.hpp"
+
+namespace gradledger {
+
+namespace {
+
+/// Refuse a hash that another device's newest upload has (or this device's own).
+void check_new_hash(name self, name id, const hash256& hash) {
+   const uint64_t key = by_hash(hash);
+   uint64_t       account = 0, found = key;
+   int32_t        at = db_idx64_lowerbound(self.value, id.value, byhash_name, &found, &account);
+   for (uint32_t same = 1; at >= 0 && found == key; ++same) {
+      stored<member> other;
+      other.find(self, id.value, members_name, account);
+      if (other.row.upload_version != 0 && other.row.upload_hash == hash)
+         fail("repeated_hash: expected a hash not used before, ", other.row.account, " used it in round ",
+              other.row.upload_version);
+      if (same == limits::prefix_max)
+         fail("repeated_hash: expected a new hash, ", same, " uploads have its first eight bytes");
+      at = db_idx64_next(at, &account);
+      if (at >= 0 && db_idx64_find_primary(self.value, id.value, byhash_name, &found, account) < 0) break;
+   }
+}
+
+void check_errors(const task_terms& terms, view<uint32_t> errors) {
+   if (errors.empty()) fail("no_errors: expected 1 to ", terms.errors_max, " validation errors, got 0");
+   if (errors.size() > terms.errors_max)
+      fail("too_many_errors: expected 1 to ", terms.errors_max, " validation errors, got ", errors.size());
+   for (uint32_t i = 0; i < errors.size(); ++i)
+      if (errors[i] > limits::error_scale)
+         fail("error_out_of_range: error ", i, ": expected 0 to ", limits::error_scale, ", got ", errors[i]);
+}
+
+[[noreturn, gnu::noinline, gnu::cold]] void fail_csves(const round& head, view<uint32_t> errors) {
+   const int64_t  slope = slope_numerator(errors);
+   const uint32_t last = errors[errors.size() - 1];
+   switch (head.rule) {
+      case rule_trend: fail("csves_trend: expected a slope below 0, got numerator ", slope);
+      case rule_threshold: fail("csves_threshold: expected a last error below ", head.tau, ", got ", last);
+      case rule_either:
+         fail("csves_either: expected a slope below 0 or a last error below ", head.tau, ", got numerator ", slope,
+              " and ", last);
+      default:
+         fail("csves_both: expected a slope below 0 and a last error below ", head.tau, ", got numerator ", slope,
+              " and ", last);
+   }
+}
+
+}  // namespace
+
+void fedlearning::fedlearn(name id, name device, uint32_t, view<char>, view<char>, uint32_t, view<uint32_t>) {
+   require_auth(device.value);
+   const auto     task = get_task(get_self(), id);
+   stored<member> member;
+   if (device == task.row.owner) fail("owner_cannot_upload: ", device, " is the owner of task ", id);
+   if (!member.find(get_self(), id.value, members_name, device.value))
+      fail("not_a_member: ", device, " is no member of task ", id);
+   if (member.row.role != role_device) fail("wrong_role: expected a device, ", device, " is a validator");
+   if (!member.row.joined) fail("not_joined: ", device, " has not joined task ", id);
+   // uploadgrad has the same arguments, so that they are forwarded as they came
+   send_action(get_self(), get_self(), name("uploadgrad"), get_datastream().pos(), get_datastream().remaining());
+}
+
+void fedlearning::uploadgrad(name id, name device, uint32_t version, view<char> hash_bytes, view<char> cid,
+                             uint32_t cost, view<uint32_t> errors) {
+   check_internal();
+   const auto task = get_task(get_self(), id);
+   check_version(task.row, version);
+   round_row row;
+   row.load(get_self(), id, version);
+   round& head = row.head();
+   if (head.state != round_open) fail_state("round_not_open", "open", head);
+   if (now() >= head.deadline)
+      fail("deadline_passed: expected an upload before ", head.deadline, ", the time is ", now());
+   stored<member> member;
+   member.find(get_self(), id.value, members_name, device.value);
+   if (member.row.upload_version == version)
+      fail("second_upload: expected one upload of ", device, " for version ", version);
+   if (cost == 0 || cost > task.row.terms.cost_max)
+      fail("bad_cost: expected a data cost of 1 to ", task.row.terms.cost_max, ", got ", cost);
+   const hash256 hash = get_hash("hash", hash_bytes);
+   check_new_hash(get_self(), id, hash);
+   const hash256 digest = get_cid_digest("cid", cid);
+   check_errors(task.row.terms, errors);
+   if (!meets(head.rule, errors, head.tau)) fail_csves(head, errors);
+   int64_t amount;
+   if (!checked_price(cost, head.price, amount))
+      fail("overflow: ", cost, " x ", head.price, " is more than an asset can hold");
+   const int64_t free = free_money(task.row, &head);
+   if (amount > free) {
+      const symbol sym = task.row.terms.token_symbol;
+      fail("budget_short: expected ", asset{amount, sym}, " free, got ", asset{free, sym}, ", short by ",
+           asset{amount - free, sym});
+   }
+
+   member.row.upload_version = version;
+   member.row.upload_hash = hash;
+   member.row.upload_cid = digest;
+   member.row.upload_cost = cost;
+   member.row.error_first = errors[0];
+   member.row.error_last = errors[errors.size() - 1];
+   member.row.upload_state = upload_pending;
+   member.row.upload_reason = 0;
+   member.row.verdicts = hash256{};
+   member.save();
+   uint64_t       old_key;
+   const uint64_t key = by_hash(hash);
+   const int32_t  entry =
+      db_idx64_find_primary(get_self().value, id.value, byhash_name, &old_key, device.value);
+   db_idx64_update(entry, same_payer, &key);
+   ++head.uploads;
+   ++head.pending;
+   head.reserved += amount;
+   row.save();
+}
+
+}  // namespace gradledger

@@ -26,7 +26,7 @@ STACK_BYTES = 16_384
 
 COMPILE = (
     "--target=wasm32 -mcpu=mvp -std=c++17 -O3 -fno-exceptions -fno-rtti -ffreestanding -nostdinc "
-    "-nostdinc++ -fno-threadsafe-statics -fvisibility=hidden -fno-ident -DBOOST_DISABLE_ASSERTS "
+    "-nostdinc++ -fno-threadsafe-statics -fvisibility=hidden -fno-ident -fno-builtin-strlen -DBOOST_DISABLE_ASSERTS "
     "-DBOOST_EXCEPTION_DISABLE -D_LIBCPP_HAS_NO_THREADS -Wall -Wno-unknown-attributes "
     "-Wno-ignored-attributes"
 ).split()

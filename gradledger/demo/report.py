@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gradledger.demo import plots
+from gradledger.demo.view import table
 from gradledger.errors import ConfigError
 
 REPORT_JSON = "report.json"
@@ -76,6 +77,44 @@ def write(report: Mapping[str, Any], directory: Path) -> list[Path]:
 def dumps(report: Mapping[str, Any]) -> str:
     """Return the report as one JSON document that ends in a newline."""
     return json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """Return the tables and sentences that end a run on the terminal."""
+    token, escrow, chain = report["token"], report["escrow"], report["chain"]
+    rounds = table(
+        ["version", "accuracy", "centralised", "uploads", "accepted", "refused", "paid"],
+        [
+            [
+                row["version"],
+                f"{row['accuracy']:.2%}",
+                f"{centralised:.2%}",
+                row["uploads"],
+                row["accepted"],
+                row["refused"],
+                money(row["paid"], token),
+            ]
+            for row, centralised in zip(report["rounds"], report["centralised"], strict=True)
+        ],
+    )
+    reasons = ", ".join(f"{code} {count}" for code, count in report["reasons"].items()) or "none"
+    amounts = ", ".join(f"{name} {money(amount, token)}" for name, amount in escrow.items())
+    checks = [
+        f"  [{'ok' if passed else 'FAILED'}] {text}" for text, passed in report["checks"].items()
+    ]
+    return "\n".join(
+        [
+            rounds,
+            "",
+            f"Final accuracy {report['final_accuracy']:.2%}; centralised training on the same data "
+            f"{report['centralised_accuracy']:.2%}.",
+            f"Refused uploads, by reason: {reasons}.",
+            f"Escrow: {amounts}.",
+            "From the chain's tables:",
+            *checks,
+            f"{report['seconds']:.1f} s, chain {chain['server_version']}.",
+        ]
+    )
 
 
 def draw(report: Mapping[str, Any]) -> tuple[bytes, bytes]:

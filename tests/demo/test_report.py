@@ -148,3 +148,19 @@ def test_directory_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="--out: cannot write into"):
         reports.write(sample(), tmp_path / "file")
+
+
+def test_summary_shows_every_round_and_check() -> None:
+    lines = reports.summary(sample()).splitlines()
+    assert lines[0].split() == [
+        "version",
+        "accuracy",
+        "centralised",
+        "uploads",
+        "accepted",
+        "refused",
+        "paid",
+    ]
+    assert lines[3].split() == ["2", "80.00%", "85.00%", "4", "3", "1", "1.2345", "TOK"]
+    assert "  [FAILED] a <b> & c" in lines
+    assert "Escrow: deposited 3.0000 TOK, paid 2.4690 TOK" in "\n".join(lines)

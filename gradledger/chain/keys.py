@@ -1,0 +1,248 @@
+"""Antelope K1 keys: text forms, canonical signatures, key files.
+
+A party keeps one secret; its X25519 key, to which envelopes are sealed, is derived from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradledger.chain.names import check_account
+from gradledger.errors import ConfigError
+
+_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+_BASE58_VALUE = {character: value for value, character in enumerate(_BASE58)}
+_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+_NONCES_MAX = 1000  # each is canonical with a chance of one in four
+_KEY_FILE_BYTES_MAX = 4096
+_PERSON = b"gradledger-x255"
+
+
+def _base58_encode(data: bytes) -> str:
+    value, text = int.from_bytes(data, "big"), ""
+    while value:
+        value, digit = divmod(value, 58)
+        text = _BASE58[digit] + text
+    return "1" * (len(data) - len(data.lstrip(b"\0"))) + text
+
+
+def _base58_decode(text: str, what: str) -> bytes:
+    value = 0
+    if len(text) > 128:
+        raise ConfigError(f"expected {what} in base58, got {len(text)} characters")
+    for character in text:
+        if character not in _BASE58_VALUE:
+            raise ConfigError(f"expected {what} in base58, got another character")
+        value = value * 58 + _BASE58_VALUE[character]
+    zeros = len(text) - len(text.lstrip("1"))
+    return bytes(zeros) + value.to_bytes((value.bit_length() + 7) // 8, "big")
+
+
+def _ripemd160(data: bytes) -> bytes:
+    from Crypto.Hash import RIPEMD160  # hashlib lacks it where OpenSSL keeps it as legacy
+
+    return RIPEMD160.new(data).digest()
+
+
+def _with_checksum(data: bytes, suffix: bytes) -> str:
+    return _base58_encode(data + _ripemd160(data + suffix)[:4])
+
+
+def _without_checksum(text: str, suffix: bytes, what: str) -> bytes:
+    raw = _base58_decode(text, what)
+    data, check = raw[:-4], raw[-4:]
+    if len(raw) < 5 or _ripemd160(data + suffix)[:4] != check:
+        raise ConfigError(f"expected {what}, got text with a wrong checksum")
+    return data
+
+
+@dataclass(frozen=True)
+class PublicKey:
+    """A compressed secp256k1 point."""
+
+    raw: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.raw) != 33 or self.raw[0] not in (2, 3):
+            raise ConfigError(f"expected a compressed point of 33 bytes, got {len(self.raw)}")
+
+    def __str__(self) -> str:
+        return "PUB_K1_" + _with_checksum(self.raw, b"K1")
+
+    @property
+    def legacy(self) -> str:
+        """The older text form, ``EOS...``."""
+        return "EOS" + _with_checksum(self.raw, b"")
+
+    @classmethod
+    def from_string(cls, text: str) -> PublicKey:
+        """Read ``PUB_K1_...`` or ``EOS...``. Raises ConfigError."""
+        if text.startswith("PUB_K1_"):
+            return cls(_without_checksum(text[7:], b"K1", "a public key"))
+        if text.startswith("EOS"):
+            return cls(_without_checksum(text[3:], b"", "a public key"))
+        raise ConfigError("expected a public key, PUB_K1_... or EOS...")
+
+
+class PrivateKey:
+    """A secp256k1 private key. Its text forms are given out by `to_string` alone."""
+
+    __slots__ = ("_public", "_secret")
+
+    def __init__(self, secret: bytes) -> None:
+        if len(secret) != 32 or not 0 < int.from_bytes(secret, "big") < _ORDER:
+            raise ConfigError("expected a private key of 32 bytes within the group's order")
+        self._secret = secret
+        self._public: PublicKey | None = None
+
+    def __repr__(self) -> str:
+        return f"PrivateKey(public={self.public}, secret=***)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PrivateKey) and self._secret == other._secret
+
+    def __hash__(self) -> int:
+        return hash(self.public)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a private key is not serialised: give the path of its key file")
+
+    @classmethod
+    def generate(cls) -> PrivateKey:
+        """Make a key with the OS's random generator."""
+        while True:
+            secret = os.urandom(32)
+            if 0 < int.from_bytes(secret, "big") < _ORDER:
+                return cls(secret)
+
+    @classmethod
+    def from_string(cls, text: str) -> PrivateKey:
+        """Read ``PVT_K1_...`` or the older WIF, ``5...``. Raises ConfigError."""
+        if text.startswith("PVT_K1_"):
+            return cls(_without_checksum(text[7:], b"K1", "a private key"))
+        raw = _base58_decode(text, "a private key")
+        check = hashlib.sha256(hashlib.sha256(raw[:-4]).digest()).digest()[:4]
+        if len(raw) != 37 or raw[0] != 0x80 or raw[-4:] != check:
+            raise ConfigError("expected a private key, PVT_K1_... or WIF with a right checksum")
+        return cls(raw[1:33])
+
+    def to_string(self) -> str:
+        """Return ``PVT_K1_...``: the secret itself. Never log it."""
+        return "PVT_K1_" + _with_checksum(self._secret, b"K1")
+
+    def to_wif(self) -> str:
+        """Return the secret in the older text form, for tools that know no other."""
+        data = b"\x80" + self._secret
+        check = hashlib.sha256(hashlib.sha256(data).digest()).digest()[:4]
+        return _base58_encode(data + check)
+
+    @property
+    def public(self) -> PublicKey:
+        """The public key."""
+        if self._public is None:
+            import coincurve
+
+            self._public = PublicKey(coincurve.PublicKey.from_secret(self._secret).format())
+        return self._public
+
+    def encryption_key(self) -> bytes:
+        """Return the X25519 secret of this account, 32 bytes, derived from the key."""
+        return hashlib.blake2b(key=self._secret, person=_PERSON, digest_size=32).digest()
+
+    def sign_digest(self, digest: bytes) -> str:
+        """Return the canonical signature of a SHA-256 digest, ``SIG_K1_...``.
+
+        A node refuses signatures whose r or s has its top bit set or a superfluous zero byte. The
+        nonce is RFC 6979 over the digest, then over the digest and a counter, until both are right.
+        """
+        if len(digest) != 32:
+            raise ConfigError(f"expected a digest of 32 bytes, got {len(digest)}")
+        from coincurve._libsecp256k1 import ffi, lib
+        from coincurve.context import GLOBAL_CONTEXT
+
+        context = GLOBAL_CONTEXT.ctx
+        signature = ffi.new("secp256k1_ecdsa_recoverable_signature *")
+        compact, recovery = ffi.new("unsigned char [64]"), ffi.new("int *")
+        for counter in range(_NONCES_MAX):
+            extra = counter.to_bytes(32, "little") if counter else ffi.NULL
+            if not lib.secp256k1_ecdsa_sign_recoverable(
+                context, signature, digest, self._secret, ffi.NULL, extra
+            ):
+                continue
+            lib.secp256k1_ecdsa_recoverable_signature_serialize_compact(
+                context, compact, recovery, signature
+            )
+            raw = bytes(ffi.buffer(compact, 64))
+            if _is_canonical(raw):
+                data = bytes([31 + recovery[0]]) + raw
+                return "SIG_K1_" + _with_checksum(data, b"K1")
+        raise AssertionError("no canonical signature found")
+
+
+def _is_canonical(raw: bytes) -> bool:
+    return all(
+        not half[0] & 0x80 and not (half[0] == 0 and not half[1] & 0x80)
+        for half in (raw[:32], raw[32:])
+    )
+
+
+def signature_bytes(text: str) -> bytes:
+    """Return the 65 bytes of a ``SIG_K1_...`` text. Raises ConfigError."""
+    if not text.startswith("SIG_K1_"):
+        raise ConfigError("expected a signature, SIG_K1_...")
+    return _without_checksum(text[7:], b"K1", "a signature")
+
+
+def save_key_file(path: str | os.PathLike[str], account: str, key: PrivateKey) -> None:
+    """Write an account's key file, mode 0600; an existing file is not overwritten.
+
+    Raises
+    ------
+    ConfigError
+        The file exists already.
+    """
+    text = json.dumps({"account": check_account(account), "private_key": key.to_string()})
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise ConfigError(f"expected no key file at {os.fspath(path)}, one exists") from None
+    with os.fdopen(handle, "w", encoding="ascii") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load_key_file(path: str | os.PathLike[str]) -> tuple[str, PrivateKey]:
+    """Return (account, key) of a key file.
+
+    Raises
+    ------
+    ConfigError
+        There is no such file, others may read it, or it is no key file.
+    """
+    where = Path(path)
+    try:
+        with where.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if mode & 0o077:
+                raise ConfigError(f"expected mode 0600 on {where}, it is {mode:04o}: chmod 600 it")
+            raw = file.read(_KEY_FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read the key file {where}: {error.strerror}") from error
+    try:
+        document = json.loads(raw)
+        account, text = document["account"], document["private_key"]
+        if not isinstance(text, str):
+            raise TypeError
+        return check_account(account), PrivateKey.from_string(text)
+    except (ValueError, KeyError, TypeError):
+        # The cause may carry the secret: leave it out.
+        raise ConfigError(
+            f'expected a key file, {{"account": NAME, "private_key": "PVT_K1_..."}}, at {where}'
+        ) from None

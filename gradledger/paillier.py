@@ -492,6 +492,8 @@ def _random_unit(n: int) -> int:
 def _check_modulus(n: int, bits_min: int) -> None:
     import gmpy2
 
+    if n < 0:
+        raise PaillierError("n: expected a positive number")
     if not bits_min <= n.bit_length() <= BITS_MAX:
         raise PaillierError(f"n: expected {bits_min}..{BITS_MAX} bits, got {n.bit_length()}")
     if n % 2 == 0:

@@ -21,7 +21,10 @@ codecs = st.builds(
 def reference_pack(codes, codec, n_bits):
     slots = (n_bits - 1) // codec.slot_bits
     return [
-        sum(int(code) << (place * codec.slot_bits) for place, code in enumerate(codes[i : i + slots]))
+        sum(
+            int(code) << (place * codec.slot_bits)
+            for place, code in enumerate(codes[i : i + slots])
+        )
         for i in range(0, len(codes), slots)
     ]
 
@@ -69,9 +72,7 @@ def test_quantise_is_within_half_a_step(clip_e6, values):
         assert abs(restored - clipped) <= clip / 65535 * (1 + Fraction(1, 10**9))
 
 
-@given(
-    seed=st.integers(0, 2**32), updates=st.integers(1, 50), clip_e6=st.integers(1000, 3_000_000)
-)
+@given(seed=st.integers(0, 2**32), updates=st.integers(1, 50), clip_e6=st.integers(1000, 3_000_000))
 @settings(deadline=None)
 def test_mean_is_within_its_bound(seed, updates, clip_e6):
     codec = Codec(clip_e6, 26, 33)
@@ -136,9 +137,7 @@ def test_fields_are_bounded(fields, message):
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize(
-    ("slot_bits", "devices"), [(17, 2), (18, 4), (26, 1024), (32, 65537)]
-)
+@pytest.mark.parametrize(("slot_bits", "devices"), [(17, 2), (18, 4), (26, 1024), (32, 65537)])
 def test_devices_max_is_the_last_that_cannot_carry(slot_bits, devices):
     assert Codec(1, slot_bits, 1).devices_max == devices
     assert devices * 65535 < 2**slot_bits <= (devices + 1) * 65535

@@ -176,9 +176,7 @@ def test_sealing_a_megabyte_makes_few_copies():
 def test_a_full_table_of_readers():
     count = envelope.READERS_MAX
     header = dataclasses.replace(MODEL, sealed=True, readers=count, payload_bytes=0)
-    table = b"".join(
-        struct.pack("<Q", (place + 1) << 20) + bytes(80) for place in range(count)
-    )
+    table = b"".join(struct.pack("<Q", (place + 1) << 20) + bytes(80) for place in range(count))
     data = envelope.encode_header(header) + table + bytes(16)
     parsed = envelope.parse(data)
     assert len(parsed.readers) == count
@@ -258,7 +256,10 @@ def encoded(**changes):
         ({"readers": 1}, "expected 214 bytes in all, got 126"),
         ({"readers": 65535}, f"expected {126 + 88 * 65535} bytes in all, got 126"),
         ({"sealed": 1}, "expected 142 bytes in all, got 126"),
-        ({"sealed": 2, "payload_bytes": 2**64 - 1}, f"expected {2**64 + 127} bytes in all, got 126"),
+        (
+            {"sealed": 2, "payload_bytes": 2**64 - 1},
+            f"expected {2**64 + 127} bytes in all, got 126",
+        ),
     ],
 )
 def test_refusals(changes, message):

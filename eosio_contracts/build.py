@@ -1,12 +1,13 @@
 """Compile the contract to WebAssembly, to the same bytes on every machine.
 
-``python eosio_contracts/build.py`` writes ``artifacts/fedlearning.wasm``; with ``--check`` it writes
-nothing, builds the sources in two folders of different names and fails unless both give the committed
-bytes. The compiler is clang 18 of the `ziglang` wheel, the headers are those of the `gscdk` wheel, both
-hash checked (`gradledger.localnet.parts`). ``--cdt`` uses the official ``cdt-cpp`` on PATH instead.
+``python eosio_contracts/build.py`` writes ``artifacts/fedlearning.wasm``; with ``--check`` it
+writes nothing, builds the sources in two folders of different names and fails unless both give
+the committed bytes. The compiler is clang 18 of the `ziglang` wheel, the headers are those of the
+`gscdk` wheel, both hash checked (`gradledger.localnet.parts`). ``--cdt`` uses the official
+``cdt-cpp`` on PATH instead.
 
-The ABI, ``artifacts/fedlearning.abi``, is kept by hand; ``tests/contracts/test_abi.py`` proves it against
-the running contract.
+The ABI, ``artifacts/fedlearning.abi``, is kept by hand; ``tests/contracts/test_abi.py`` proves it
+against the running contract.
 """
 
 from __future__ import annotations
@@ -24,23 +25,22 @@ WASM = HERE / "artifacts" / "fedlearning.wasm"
 SOURCE = "fedlearning/fedlearning.cpp"
 STACK_BYTES = 16_384
 
-COMPILE = (
-    "--target=wasm32 -mcpu=mvp -std=c++17 -O3 -fno-exceptions -fno-rtti -ffreestanding -nostdinc "
-    "-nostdinc++ -fno-threadsafe-statics -fvisibility=hidden -fno-ident -fno-builtin-strlen -DBOOST_DISABLE_ASSERTS "
-    "-DBOOST_EXCEPTION_DISABLE -D_LIBCPP_HAS_NO_THREADS -Wall -Wno-unknown-attributes "
-    "-Wno-ignored-attributes"
-).split()
+COMPILE = [
+    *("--target=wasm32", "-mcpu=mvp", "-std=c++17", "-O3", "-Wall", "-Wno-unknown-attributes"),
+    *("-fno-exceptions", "-fno-rtti", "-ffreestanding", "-nostdinc", "-nostdinc++"),
+    *("-fno-threadsafe-statics", "-fvisibility=hidden", "-fno-ident", "-D_LIBCPP_HAS_NO_THREADS"),
+]
 INCLUDES = ("libcxx", "libc", ".", "eosiolib/core", "eosiolib/contracts", "eosiolib/capi")
-LINK = (
-    "--no-entry --gc-sections --strip-all --export=apply --allow-undefined --stack-first "
-    f"-zstack-size={STACK_BYTES}"
-).split()
+LINK = [
+    *("--no-entry", "--gc-sections", "--strip-all", "--export=apply", "--allow-undefined"),
+    *("--stack-first", f"-zstack-size={STACK_BYTES}"),
+]
 
 
 def compile_contract(sources: Path, wasm: Path) -> None:
     """Compile ``sources / SOURCE`` into `wasm` with the pinned compiler."""
     sys.path.insert(0, str(HERE.parent))
-    from gradledger.localnet import parts
+    from gradledger.localnet import parts  # needs the line above when run as a script
 
     zig = str(parts.fetch("zig") / "ziglang" / "zig")
     sysroot = parts.fetch("cdt") / "gscdk/tinygo/lib/eosio/sysroot/include"

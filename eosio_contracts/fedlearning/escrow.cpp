@@ -20,7 +20,7 @@ void send_money(name self, const task_terms& terms, name to, asset quantity, con
    transfer.to = to.value;
    transfer.quantity = quantity;
    transfer.memo[0] = static_cast<char>(memo.copy(transfer.memo + 1, 64));
-   send_action(self, terms.token_contract, name("transfer"), &transfer,
+   send_action(self, terms.token_contract, "transfer"_n, &transfer,
                sizeof transfer - 64 + static_cast<uint8_t>(transfer.memo[0]));
 }
 
@@ -70,7 +70,7 @@ void fedlearning::decide(const task& row, round& head, member& upload, uint8_t r
       uint64_t device;
       asset    quantity;
    } arguments{row.id.value, head.version, upload.account.value, {amount, row.terms.token_symbol}};
-   send_action(get_self(), get_self(), name("payment"), &arguments, sizeof arguments);
+   send_action(get_self(), get_self(), "payment"_n, &arguments, sizeof arguments);
 }
 
 void fedlearning::payment(name id, uint32_t, name device, asset quantity) {

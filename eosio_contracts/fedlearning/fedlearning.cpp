@@ -28,10 +28,10 @@ task_terms read_task_terms(reader& in) {
 
 void fedlearning::call(name act, reader in) {
    // every action but `transfer` begins with the task
-   const name task = act == name("transfer") ? name() : in.get<name>();
+   const name task = act == "transfer"_n ? name() : in.get<name>();
    switch (act.value) {
-      case name("fedlearning").value:
-      case name("uploadgrad").value: {
+      case "fedlearning"_n.value:
+      case "uploadgrad"_n.value: {
          const auto device = in.get<name>();
          const auto version = in.get<uint32_t>();
          const auto hash = in.get_vector<char>();
@@ -39,24 +39,24 @@ void fedlearning::call(name act, reader in) {
          const auto cost = in.get<uint32_t>();
          const auto errors = in.get_vector<uint32_t>();
          in.finish();
-         if (act == name("fedlearning")) return fedlearn(task, device, version, hash, cid, cost, errors);
+         if (act == "fedlearning"_n) return fedlearn(task, device, version, hash, cid, cost, errors);
          return uploadgrad(task, device, version, hash, cid, cost, errors);
       }
-      case name("attest").value: {
+      case "attest"_n.value: {
          const auto version = in.get<uint32_t>();
          const auto validator = in.get<name>();
          const auto verdicts = in.get_vector<verdict>();
          in.finish();
          return attest(task, version, validator, verdicts);
       }
-      case name("payment").value: {
+      case "payment"_n.value: {
          const auto version = in.get<uint32_t>();
          const auto device = in.get<name>();
          const auto quantity = in.get<asset>();
          in.finish();
          return payment(task, version, device, quantity);
       }
-      case name("attestsum").value: {
+      case "attestsum"_n.value: {
          const auto version = in.get<uint32_t>();
          const auto validator = in.get<name>();
          const auto hash = in.get<hash256>();
@@ -64,14 +64,14 @@ void fedlearning::call(name act, reader in) {
          in.finish();
          return attestsum(task, version, validator, hash, cid);
       }
-      case name("join").value: {
+      case "join"_n.value: {
          const auto account = in.get<name>();
          const auto enc_key = in.get<hash256>();
          const auto classes = in.get<uint64_t>();
          in.finish();
          return join(task, account, enc_key, classes);
       }
-      case name("issueset").value: {
+      case "issueset"_n.value: {
          const auto device = in.get<name>();
          const auto version = in.get<uint32_t>();
          const auto cid = in.get_vector<char>();
@@ -79,55 +79,55 @@ void fedlearning::call(name act, reader in) {
          in.finish();
          return issueset(task, device, version, cid, hash);
       }
-      case name("closeround").value: {
+      case "closeround"_n.value: {
          const auto version = in.get<uint32_t>();
          const auto caller = in.get<name>();
          in.finish();
          return closeround(task, version, caller);
       }
-      case name("push").value: {
+      case "push"_n.value: {
          const auto version = in.get<uint32_t>();
          const auto limit = in.get<uint16_t>();
          in.finish();
          return push(task, version, limit);
       }
-      case name("settle").value: {
+      case "settle"_n.value: {
          const auto version = in.get<uint32_t>();
          const auto limit = in.get<uint16_t>();
          const auto caller = in.get<name>();
          in.finish();
          return settle(task, version, limit, caller);
       }
-      case name("openround").value: {
+      case "openround"_n.value: {
          const auto version = in.get<uint32_t>();
          const auto model_cid = in.get_vector<char>();
          const auto terms = in.get<round_terms>();
          in.finish();
          return openround(task, version, model_cid, terms);
       }
-      case name("withdraw").value: {
+      case "withdraw"_n.value: {
          const auto quantity = in.get<asset>();
          in.finish();
          return withdraw(task, quantity);
       }
-      case name("createtask").value: {
+      case "createtask"_n.value: {
          const auto owner = in.get<name>();
          const auto terms = read_task_terms(in);
          in.finish();
          return createtask(task, owner, terms);
       }
-      case name("admit").value: {
+      case "admit"_n.value: {
          const auto accounts = in.get_vector<name>();
          const auto role = in.get<uint8_t>();
          in.finish();
          return admit(task, accounts, role);
       }
-      case name("remove").value: {
+      case "remove"_n.value: {
          const auto account = in.get<name>();
          in.finish();
          return remove(task, account);
       }
-      case name("transfer").value: {
+      case "transfer"_n.value: {
          const auto from = in.get<name>();
          const auto to = in.get<name>();
          const auto quantity = in.get<asset>();
@@ -145,7 +145,7 @@ void fedlearning::call(name act, reader in) {
 /// notifications are none of its business.
 extern "C" void apply(uint64_t receiver, uint64_t code, uint64_t act) {
    using namespace gradledger;
-   const bool is_transfer = act == name("transfer").value;
+   const bool is_transfer = act == "transfer"_n.value;
    if (code != receiver && !is_transfer) return;
    static char    arguments[arguments_max];
    const uint32_t length = action_data_size();

@@ -168,7 +168,7 @@ inline void send_action(name self, name code, name act, const void* data, uint32
    packed.act = act.value;
    packed.levels = 1;
    packed.actor = self.value;
-   packed.permission = name("active").value;
+   packed.permission = "active"_n.value;
    char* at = packed.data;
    if (length >= 128) {
       *at++ = static_cast<char>((length & 127) | 128);
@@ -183,9 +183,9 @@ inline void send_action(name self, name code, name act, const void* data, uint32
 
 // ---- rows -----------------------------------------------------------------------------------
 
-constexpr uint64_t tasks_name = name("tasks").value;
-constexpr uint64_t members_name = name("members").value;
-constexpr uint64_t rounds_name = name("rounds").value;
+constexpr uint64_t tasks_name = "tasks"_n.value;
+constexpr uint64_t members_name = "members"_n.value;
+constexpr uint64_t rounds_name = "rounds"_n.value;
 constexpr uint64_t byhash_name = members_name & ~uint64_t{15};
 constexpr uint64_t validators_name = byhash_name | 1;
 constexpr uint64_t same_payer = 0;

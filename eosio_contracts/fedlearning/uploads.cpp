@@ -60,7 +60,7 @@ void fedlearning::fedlearn(name id, name device, uint32_t, view<char>, view<char
    if (member.row.role != role_device) fail("wrong_role: expected a device, ", device, " is a validator");
    if (!member.row.joined) fail("not_joined: ", device, " has not joined task ", id);
    // uploadgrad has the same arguments, so that they are forwarded as they came
-   send_action(get_self(), get_self(), name("uploadgrad"), get_datastream().pos(), get_datastream().remaining());
+   send_action(get_self(), get_self(), "uploadgrad"_n, get_datastream().pos(), get_datastream().remaining());
 }
 
 void fedlearning::uploadgrad(name id, name device, uint32_t version, view<char> hash_bytes, view<char> cid,

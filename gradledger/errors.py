@@ -65,7 +65,7 @@ class TransactionExpiredError(NodeError):
     """The transaction expired without being in an irreversible block."""
 
 
-class IrreversibilityTimeout(NodeError):  # noqa: N818 - a timeout, as the field says it
+class IrreversibilityTimeout(NodeError):
     """The transaction did not become irreversible within the bound; it still may."""
 
 

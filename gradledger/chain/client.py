@@ -1,0 +1,471 @@
+"""A node's HTTP API: push, read tables, wait until a transaction cannot be undone.
+
+Every call is bounded in time, size and tries. With several endpoints the next one is asked when one
+does not answer; an answer of the chain itself (a refused transaction) is final.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from gradledger.chain.abi import Abi, parse_time
+from gradledger.chain.keys import PrivateKey
+from gradledger.chain.names import Asset
+from gradledger.chain.transaction import Action, Transaction
+from gradledger.errors import (
+    ConfigError,
+    ContractError,
+    IrreversibilityTimeout,
+    NodeAnswerError,
+    NodeUnavailableError,
+    NotAllowedError,
+    TransactionExpiredError,
+    error_from_check,
+)
+
+ENDPOINTS_MAX = 16
+ANSWER_BYTES_MAX = 64 * 2**20
+ROUNDS_OF_ENDPOINTS = 2  # how often each endpoint is asked before giving up
+PAGES_MAX = 100_000
+BLOCKS_CACHED_MAX = 1024
+EXPIRATION_SEC_MAX = 3600
+
+_CHECK_PREFIX = "assertion failure with message: "
+_CHECK_CODES = (3050003, 3050004)  # eosio_assert_message, eosio_assert_code
+_AUTHORITY_CODES = range(3090000, 3100000)
+_EXPIRED_CODE = 3040005
+_DUPLICATE_CODE = 3040008
+_BUSY_CODES = (3080006, 3081001)  # took too long here: another node, or later, may do it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeout:
+    """Seconds to wait for a connection, and for each answer after that."""
+
+    connect: float = 3.0
+    read: float = 15.0
+
+
+@dataclass(frozen=True)
+class ChainInfo:
+    """What a node says about its chain."""
+
+    chain_id: str
+    server_version: str
+    head_block: int
+    head_time: int  # seconds since 1970
+    irreversible_block: int
+    irreversible_id: str
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """A transaction that a node accepted. That is a promise only: see `wait_irreversible`.
+
+    Attributes
+    ----------
+    trx_id : str
+    first_block : int
+        The first block that can hold it.
+    expiration : int
+        Seconds since 1970; in no block after that.
+    cpu_us, net_bytes : int
+        As billed by the node that accepted it; 0 when it knew the transaction already.
+    body : dict
+        The signed transaction, to be sent again with `send`.
+    traces : dict
+        The node's ``processed`` document; empty when it knew the transaction already.
+    """
+
+    trx_id: str
+    first_block: int
+    expiration: int
+    cpu_us: int
+    net_bytes: int
+    body: dict[str, Any] = field(repr=False)
+    traces: dict[str, Any] = field(repr=False)
+
+
+class ChainClient:
+    """Talk to one chain through one or more nodes. Safe to share between threads.
+
+    Parameters
+    ----------
+    endpoints : str or sequence of str
+        ``http://host:port``; several in a list, or separated by commas.
+    timeout : Timeout, optional
+
+    Raises
+    ------
+    ConfigError
+        An endpoint is no such address.
+    """
+
+    def __init__(self, endpoints: str | Sequence[str], *, timeout: Timeout | None = None) -> None:
+        given = endpoints.split(",") if isinstance(endpoints, str) else list(endpoints)
+        self.endpoints = tuple(one.strip().rstrip("/") for one in given)
+        if not 1 <= len(self.endpoints) <= ENDPOINTS_MAX:
+            raise ConfigError(f"expected 1..{ENDPOINTS_MAX} endpoints, got {len(self.endpoints)}")
+        for endpoint in self.endpoints:
+            parts = urlsplit(endpoint)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.path:
+                raise ConfigError(f"expected an endpoint like http://host:port, got {endpoint!r}")
+        self.timeout = timeout or Timeout()
+        self._preferred = 0  # the endpoint that answered last
+        self._pool: Any = None
+        self._lock = threading.Lock()
+        self._blocks: OrderedDict[int, dict[str, Any]] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"ChainClient({', '.join(self.endpoints)})"
+
+    # ---- reading ----------------------------------------------------------------------------
+
+    def get_info(self) -> ChainInfo:
+        """Return the node's view of head and last irreversible block. Raises NodeError."""
+        answer = self.call("/v1/chain/get_info", {})
+        try:
+            return ChainInfo(
+                str(answer["chain_id"]),
+                str(answer.get("server_version_string") or answer["server_version"]),
+                int(answer["head_block_num"]),
+                parse_time(answer["head_block_time"]),
+                int(answer["last_irreversible_block_num"]),
+                str(answer["last_irreversible_block_id"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise NodeAnswerError(f"expected a get_info document, it lacks {error}") from None
+
+    def table_rows(
+        self,
+        code: str,
+        scope: str,
+        table: str,
+        *,
+        abi: Abi,
+        lower: int | None = None,
+        upper: int | None = None,
+        index: int = 1,
+        limit: int = 1000,
+    ) -> Iterator[dict[str, Any]]:
+        """Yield a table's rows, page after page, unpacked here with `abi`.
+
+        Parameters
+        ----------
+        lower, upper : int, optional
+            Bounds of the 64-bit key, both included.
+        index : int
+            1: primary; 2 and more: the secondary 64-bit indices.
+        limit : int
+            Rows in one page.
+        """
+        bound = lower
+        for _ in range(PAGES_MAX):
+            query = {
+                "code": code,
+                "scope": scope,
+                "table": table,
+                "json": False,
+                "limit": limit,
+                "index_position": str(index),
+                "key_type": "i64",
+                "lower_bound": "" if bound is None else str(bound),
+                "upper_bound": "" if upper is None else str(upper),
+            }
+            answer = self.call("/v1/chain/get_table_rows", query)
+            try:
+                rows, more, following = answer["rows"], answer["more"], answer.get("next_key", "")
+                for row in rows:
+                    yield abi.unpack(abi.tables[table], bytes.fromhex(row))
+                if not more:
+                    return
+                bound = int(following)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise NodeAnswerError(
+                    f"expected rows of {code}/{scope}/{table}, got something else: {error}"
+                ) from None
+        raise NodeAnswerError(f"expected at most {PAGES_MAX} pages of {code}/{scope}/{table}")
+
+    def table_row(
+        self, code: str, scope: str, table: str, key: int, *, abi: Abi
+    ) -> dict[str, Any] | None:
+        """Return the row with this primary key, or None."""
+        rows = self.table_rows(code, scope, table, abi=abi, lower=key, upper=key, limit=1)
+        return next(rows, None)
+
+    def get_account(self, account: str) -> dict[str, Any]:
+        """Return the node's document on an account. Raises NodeAnswerError when there is none."""
+        return self.call("/v1/chain/get_account", {"account_name": account})
+
+    def has_account(self, account: str) -> bool:
+        """Return whether the account exists."""
+        try:
+            self.get_account(account)
+        except NodeAnswerError:
+            return False
+        return True
+
+    def balance(self, token_contract: str, account: str, code: str) -> Asset | None:
+        """Return an account's balance of a token, or None when it never had any."""
+        query = {"code": token_contract, "account": account, "symbol": code}
+        answer = self.call("/v1/chain/get_currency_balance", query)
+        if not isinstance(answer, list):
+            raise NodeAnswerError("expected a list of balances")
+        return Asset.parse(answer[0]) if answer else None
+
+    def block(self, number: int) -> dict[str, Any]:
+        """Return an irreversible block as the node's ``get_block`` document.
+
+        The caller has made sure that it is irreversible; such a block is kept (the newest
+        `BLOCKS_CACHED_MAX`), since it cannot change.
+        """
+        with self._lock:
+            if number in self._blocks:
+                self._blocks.move_to_end(number)
+                return self._blocks[number]
+        answer = self.call("/v1/chain/get_block", {"block_num_or_id": str(number)})
+        if not isinstance(answer, dict) or not isinstance(answer.get("transactions"), list):
+            raise NodeAnswerError(f"expected block {number}, got another document")
+        with self._lock:
+            self._blocks[number] = answer
+            while len(self._blocks) > BLOCKS_CACHED_MAX:
+                self._blocks.popitem(last=False)
+        return answer
+
+    # ---- writing ----------------------------------------------------------------------------
+
+    def push(
+        self, actions: Iterable[Action], keys: Iterable[PrivateKey], *, expiration_sec: int = 60
+    ) -> PushResult:
+        """Sign and send a transaction.
+
+        The clock is the chain's own, and the transaction refers to an irreversible block, so that
+        it is valid on every fork.
+
+        Raises
+        ------
+        ContractError
+            A check refused it; nothing happened.
+        NodeError
+            No node took it. It may have arrived all the same: `wait_irreversible` tells.
+        """
+        if not 1 <= expiration_sec <= EXPIRATION_SEC_MAX:
+            raise ConfigError(f"expected 1..{EXPIRATION_SEC_MAX} s, got {expiration_sec}")
+        info = self.get_info()
+        expiration = info.head_time + expiration_sec
+        transaction = Transaction.refer(actions, expiration, info.irreversible_id)
+        body = transaction.sign(info.chain_id, keys)
+        traces = self.send(body)
+        receipt = traces.get("receipt") or {}
+        return PushResult(
+            transaction.id,
+            info.irreversible_block + 1,
+            expiration,
+            int(receipt.get("cpu_usage_us", 0)),
+            8 * int(receipt.get("net_usage_words", 0)),
+            body,
+            traces,
+        )
+
+    def send(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Send a signed transaction, perhaps again; return its traces, or {} if it was known."""
+        request = {
+            "return_failure_trace": False,
+            "retry_trx": False,
+            "transaction": body,
+        }
+        answer = self.call("/v1/chain/send_transaction2", request)
+        return answer.get("processed", {}) if isinstance(answer, dict) else {}
+
+    def transact(
+        self,
+        actions: Iterable[Action],
+        keys: Iterable[PrivateKey],
+        *,
+        expiration_sec: int = 60,
+        timeout_sec: float = 60.0,
+    ) -> tuple[PushResult, int]:
+        """`push`, then `wait_irreversible`. Return the result and the block's number."""
+        result = self.push(actions, keys, expiration_sec=expiration_sec)
+        return result, self.wait_irreversible(result, timeout_sec=timeout_sec)
+
+    def wait_irreversible(
+        self, result: PushResult, *, timeout_sec: float = 60.0, poll_sec: float = 0.1
+    ) -> int:
+        """Wait until a transaction is in an irreversible block; return the block's number.
+
+        Raises
+        ------
+        TransactionExpiredError
+            It is in no irreversible block up to its expiration, so it never will be.
+        IrreversibilityTimeout
+            Not known within `timeout_sec`.
+        """
+        following = result.first_block
+        end = time.monotonic() + timeout_sec
+        while True:
+            last = self.get_info().irreversible_block
+            while following <= last:
+                block = self.block(following)
+                if result.trx_id in executed_ids(block):
+                    return following
+                following += 1
+                if parse_time(block["timestamp"]) > result.expiration:
+                    raise TransactionExpiredError(
+                        f"transaction {result.trx_id} expired and is in no irreversible block: "
+                        "sign it anew"
+                    )
+                if time.monotonic() >= end:
+                    break
+            if time.monotonic() >= end:
+                raise IrreversibilityTimeout(
+                    f"transaction {result.trx_id} is not irreversible after {timeout_sec:g} s; "
+                    f"irreversible up to block {last}"
+                )
+            time.sleep(min(poll_sec, max(0.0, end - time.monotonic())))
+
+    def wait_until(
+        self,
+        done: Callable[[], Any],
+        *,
+        timeout_sec: float,
+        poll_sec: float = 0.1,
+        what: str = "the chain",
+    ) -> Any:
+        """Call `done` until it returns something true; return that. Raises NodeError in the end."""
+        end = time.monotonic() + timeout_sec
+        while True:
+            answer = done()
+            if answer:
+                return answer
+            if time.monotonic() >= end:
+                raise IrreversibilityTimeout(f"waited {timeout_sec:g} s for {what} in vain")
+            time.sleep(poll_sec)
+
+    # ---- transport --------------------------------------------------------------------------
+
+    def call(self, path: str, document: Any) -> Any:
+        """POST a document to the first endpoint that answers; return the answer's document.
+
+        Raises
+        ------
+        ContractError
+            The chain refused the transaction.
+        NodeError
+            No endpoint answered, or the answer is an error of the node.
+        """
+        payload = json.dumps(document).encode()
+        faults: list[str] = []
+        for attempt in range(ROUNDS_OF_ENDPOINTS * len(self.endpoints)):
+            number = (self._preferred + attempt) % len(self.endpoints)
+            endpoint = self.endpoints[number]
+            try:
+                answer = self._post(endpoint + path, payload)
+            except (NodeUnavailableError, NodeAnswerError) as error:
+                if isinstance(error, _FinalAnswerError):
+                    raise
+                faults.append(f"{endpoint}: {error}")
+                continue
+            self._preferred = number
+            return answer
+        raise NodeUnavailableError(
+            f"no endpoint answered {path}: " + "; ".join(dict.fromkeys(faults))
+        )
+
+    def _post(self, url: str, payload: bytes) -> Any:
+        import urllib3
+
+        if self._pool is None:
+            self._pool = urllib3.PoolManager(maxsize=16)
+        end = time.monotonic() + self.timeout.connect + self.timeout.read
+        try:
+            response = self._pool.request(
+                "POST",
+                url,
+                body=payload,
+                headers={"Content-Type": "application/json"},
+                timeout=urllib3.Timeout(connect=self.timeout.connect, read=self.timeout.read),
+                retries=urllib3.Retry(total=1, connect=0, read=0, redirect=0, other=1),
+                preload_content=False,
+            )
+            try:
+                raw = self._read(response, end)
+            except BaseException:
+                response.close()
+                raise
+            response.release_conn()
+        except urllib3.exceptions.HTTPError as error:
+            raise NodeUnavailableError(type(error).__name__) from error
+        try:
+            answer = json.loads(raw)
+        except ValueError:
+            raise NodeAnswerError(f"HTTP {response.status} without JSON") from None
+        if response.status in (200, 201, 202):
+            return answer
+        return _error_answer(response.status, answer)
+
+    @staticmethod
+    def _read(response: Any, end: float) -> bytes:
+        raw = bytearray()
+        for piece in response.stream(65_536):
+            raw += piece
+            if len(raw) > ANSWER_BYTES_MAX:
+                raise NodeAnswerError(f"an answer over {ANSWER_BYTES_MAX} bytes")
+            if time.monotonic() > end:
+                raise NodeUnavailableError("the answer took too long")
+        return bytes(raw)
+
+
+class _FinalAnswerError(NodeAnswerError):
+    """The node understood and said no: asking another one is no use."""
+
+
+def _error_answer(status: int, answer: Any) -> Any:
+    """Raise what a node's error document says; return {} for a transaction that it knows."""
+    try:
+        error = answer["error"]
+        code, name = int(error["code"]), str(error["name"])
+        details = [str(detail["message"]) for detail in error.get("details", [])]
+    except (KeyError, TypeError, ValueError):
+        raise NodeAnswerError(f"HTTP {status} without an error document") from None
+    message = details[0] if details else str(error.get("what", name))
+    if code == _DUPLICATE_CODE:
+        return {}
+    if code in _CHECK_CODES:
+        start = message.find(_CHECK_PREFIX)
+        raise error_from_check(message[start + len(_CHECK_PREFIX) :] if start >= 0 else message)
+    if code in _AUTHORITY_CODES:
+        raise NotAllowedError("missing_authority", message)
+    if code == _EXPIRED_CODE:
+        raise TransactionExpiredError(message)
+    if code in _BUSY_CODES:
+        raise NodeUnavailableError(f"{name}: {message}")
+    if 3050000 <= code < 3060000:
+        raise ContractError("", f"{name}: {message}")
+    raise _FinalAnswerError(f"HTTP {status}, {name}: {message}")
+
+
+def executed_ids(block: dict[str, Any]) -> set[str]:
+    """Return the ids of the transactions that a block executed."""
+    found = set()
+    for entry in block["transactions"]:
+        if entry.get("status") == "executed":
+            trx = entry["trx"]
+            found.add(trx["id"] if isinstance(trx, dict) else trx)
+    return found
+
+
+__all__ = [
+    "ChainClient",
+    "ChainInfo",
+    "PushResult",
+    "Timeout",
+    "executed_ids",
+]

@@ -1,0 +1,561 @@
+"""The `fedlearning` contract: its tables as dataclasses, its actions as builders.
+
+The reference is ``eosio_contracts/fedlearning/fedlearning.hpp``; its ABI travels with this package.
+Hashes and keys are bytes, CIDs are CIDv0 texts ("" where the row has none), amounts are integers in
+the smallest units of the task's token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from importlib import resources
+from typing import Any, TypeVar
+
+from gradledger.chain.abi import Abi, parse_time
+from gradledger.chain.client import ChainClient
+from gradledger.chain.names import Asset, Symbol, check_account, name_to_int
+from gradledger.chain.transaction import Action, action
+from gradledger.cid import digest_to_cid
+from gradledger.errors import BadFieldError, ConfigError, NodeAnswerError
+
+CONTRACT_DEFAULT = "fedlearning"
+ERROR_SCALE = 1_000_000  # an error of 1.0
+
+
+class Mode(IntEnum):
+    """What lies on IPFS: packed ciphertexts, or updates sealed to owner and validators."""
+
+    PAILLIER = 0
+    SEALED = 1
+
+
+class Role(IntEnum):
+    """What a member of a task does."""
+
+    DEVICE = 1
+    VALIDATOR = 2
+
+
+class ValidatorsKind(IntEnum):
+    """Who judges: the admitted validators, or those of them that are active producers."""
+
+    NAMED = 0
+    PRODUCERS = 1
+
+
+class Silence(IntEnum):
+    """What an upload gets that nobody judged in time."""
+
+    REFUND = 0
+    PAY = 1
+
+
+class Rule(IntEnum):
+    """The CSVES rule of a round."""
+
+    TREND = 1
+    THRESHOLD = 2
+    EITHER = 3
+    BOTH = 4
+
+
+class RoundState(IntEnum):
+    """Phase of a round."""
+
+    OPEN = 1
+    VERIFYING = 2
+    SUMMING = 3
+    SUMMED = 4
+    SETTLED = 5
+
+
+class UploadState(IntEnum):
+    """What became of a device's newest upload."""
+
+    NONE = 0
+    PENDING = 1
+    PAID = 2
+    REFUSED = 3
+
+
+class VerdictCode(IntEnum):
+    """Why an upload was accepted or refused."""
+
+    NONE = 0
+    ACCEPT = 1
+    UNAVAILABLE = 2
+    HASH_MISMATCH = 3
+    MALFORMED = 4
+    HEADER_MISMATCH = 5
+    WRONG_KEY = 6
+    OUT_OF_RANGE = 7
+    DUPLICATE = 8
+    ERROR_MISMATCH = 9
+    SILENCE = 20
+    UNDELIVERED = 21
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a device trains in a round."""
+
+    epochs: int
+    batch_size: int
+    rate_e6: int
+    measures: int
+    seed: int
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        return self.rate_e6 / 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskTerms:
+    """What a task fixes for its whole life."""
+
+    token_contract: str
+    token_symbol: Symbol
+    mode: Mode
+    is_public: bool
+    validators_kind: ValidatorsKind
+    silence: Silence
+    classes: int
+    errors_max: int
+    cost_max: int
+    devices_max: int
+    sum_min: int
+    parameters: int
+    slot_bits: int
+    clip_e6: int
+    key_hash: bytes
+    card_cid: str
+    card_hash: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundTerms:
+    """What the owner says when it opens a round."""
+
+    model_cid: str
+    model_hash: bytes
+    price: int
+    budget: int
+    open_sec: int
+    verdict_sec: int
+    sum_sec: int
+    close_after: int
+    rule: Rule
+    tau: int
+    eta_e6: int
+    training: Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Row of table `tasks`."""
+
+    id: str
+    owner: str
+    terms: TaskTerms
+    version: int
+    devices: int
+    validators: int
+    deposited: int
+    paid: int
+    withdrawn: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """Row of table `members`: an account in a task, and its newest upload."""
+
+    account: str
+    role: Role
+    joined: bool
+    enc_key: bytes
+    classes: int
+    set_version: int
+    set_cid: str
+    set_hash: bytes
+    upload_version: int
+    upload_hash: bytes
+    upload_cid: str
+    upload_cost: int
+    error_first: int
+    error_last: int
+    upload_state: UploadState
+    upload_reason: VerdictCode
+    verdicts: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumVote:
+    """What one validator said about a round's sum; an empty CID when it said nothing."""
+
+    hash: bytes
+    cid: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """Row of table `rounds`. Times are seconds since 1970."""
+
+    version: int
+    state: RoundState
+    model_cid: str
+    model_hash: bytes
+    price: int
+    budget: int
+    deadline: int
+    verdict_sec: int
+    verdict_deadline: int
+    sum_sec: int
+    sum_deadline: int
+    close_after: int
+    rule: Rule
+    tau: int
+    eta_e6: int
+    training: Recipe
+    uploads: int
+    pending: int
+    accepted: int
+    refused: int
+    reserved: int
+    paid: int
+    sum_hash: bytes
+    sum_cid: str
+    root: bytes
+    settled: int
+    cursor: str
+    validators: tuple[str, ...]
+    sums: tuple[SumVote, ...]
+    frontier: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One verdict on the upload with this hash."""
+
+    hash: bytes
+    code: VerdictCode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Escrow:
+    """The money of a task, in smallest units, and what the contract's account holds of the token.
+
+    `holdings` is None when it was not asked for; it covers all tasks with the same token.
+    """
+
+    symbol: Symbol
+    deposited: int
+    paid: int
+    reserved: int
+    withdrawn: int
+    kept: int
+    holdings: int | None
+
+    @property
+    def balance(self) -> int:
+        """What the contract still holds for the task."""
+        return self.deposited - self.paid - self.withdrawn
+
+    @property
+    def free(self) -> int:
+        """What no upload has reserved."""
+        return self.balance - self.reserved
+
+    @property
+    def withdrawable(self) -> int:
+        """What the owner may withdraw now: free, and not kept for the open round."""
+        return self.free - self.kept
+
+    @property
+    def conserved(self) -> bool:
+        """No part is negative, the parts fit into the deposits, and the tokens are there."""
+        parts = (self.paid, self.reserved, self.withdrawn, self.free, self.balance)
+        covered = self.holdings is None or self.holdings >= self.balance
+        return min(parts) >= 0 and sum(parts[:4]) == self.deposited and covered
+
+
+_T = TypeVar("_T")
+
+
+def _cid(digest: str) -> str:
+    raw = bytes.fromhex(digest)
+    return digest_to_cid(raw) if any(raw) else ""
+
+
+_NESTED: dict[str, type] = {"Recipe": Recipe, "TaskTerms": TaskTerms}
+_CONVERT: dict[str, Callable[[Any], Any]] = {
+    "str": str,
+    "int": int,
+    "bool": bool,
+    "bytes": bytes.fromhex,
+    "Symbol": Symbol.parse,
+    "tuple[str, ...]": tuple,
+    "tuple[bytes, ...]": lambda rows: tuple(bytes.fromhex(row) for row in rows),
+    "tuple[SumVote, ...]": lambda rows: tuple(_from_row(SumVote, row) for row in rows),
+    **{
+        enum.__name__: enum
+        for enum in (
+            *(Mode, Role, ValidatorsKind, Silence, Rule),
+            *(RoundState, UploadState, VerdictCode),
+        )
+    },
+}
+_TIMES = {"deadline", "verdict_deadline", "sum_deadline"}
+_DIGESTS = {"model_cid", "set_cid", "upload_cid", "sum_cid", "cid"}  # card_cid is a text
+
+
+def _from_row(cls: type[_T], row: Mapping[str, Any]) -> _T:
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        kind, value = str(field.type), row[field.name]
+        if field.name in _TIMES:
+            values[field.name] = parse_time(value)
+        elif field.name in _DIGESTS:
+            values[field.name] = _cid(value)
+        elif kind in _NESTED:
+            values[field.name] = _from_row(_NESTED[kind], value)
+        else:
+            values[field.name] = _CONVERT[kind](value)
+    return cls(**values)
+
+
+def _to_row(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, (type, Symbol, Asset)):
+        fields = dataclasses.fields(value)
+        return {field.name: _to_row(getattr(value, field.name)) for field in fields}
+    return int(value) if isinstance(value, (bool, IntEnum)) else value
+
+
+@lru_cache(maxsize=1)
+def contract_abi() -> Abi:
+    """Return the ABI of the contract that this package was built with."""
+    source = resources.files("gradledger.artifacts").joinpath("fedlearning.abi")
+    return Abi.from_json(source.read_bytes())
+
+
+class FedLearning:
+    """The contract on one chain.
+
+    Parameters
+    ----------
+    client : ChainClient
+    account : str
+        Where the contract is deployed.
+    """
+
+    def __init__(self, client: ChainClient, account: str = CONTRACT_DEFAULT) -> None:
+        self.client = client
+        self.account = check_account(account)
+        self.abi = contract_abi()
+
+    # ---- tables -----------------------------------------------------------------------------
+
+    def tasks(self) -> list[Task]:
+        """Return every task."""
+        return self._rows(Task, self.account, "tasks")
+
+    def task(self, task: str) -> Task:
+        """Return a task. Raises BadFieldError (`unknown_task`) when there is none."""
+        found = self._row(Task, self.account, "tasks", name_to_int(task))
+        if found is None:
+            raise BadFieldError("unknown_task", f"no task is named {task!r}")
+        return found
+
+    def round(self, task: str, version: int) -> Round | None:
+        """Return a round of a task, or None."""
+        return self._row(Round, task, "rounds", version)
+
+    def rounds(self, task: str) -> list[Round]:
+        """Return the rounds of a task, the oldest first."""
+        return self._rows(Round, task, "rounds")
+
+    def current_round(self, task: str) -> Round | None:
+        """Return the newest round of a task, settled or not; None before the first."""
+        newest = self.task(task).version
+        return self.round(task, newest) if newest else None
+
+    def members(self, task: str) -> list[Member]:
+        """Return the members of a task, ascending by account."""
+        return self._rows(Member, task, "members")
+
+    def member(self, task: str, account: str) -> Member | None:
+        """Return one member of a task, or None."""
+        return self._row(Member, task, "members", name_to_int(account))
+
+    def escrow(self, task: str) -> Escrow:
+        """Return the task's money, from the contract's and the token's tables."""
+        row = self.task(task)
+        live = self.round(task, row.version) if row.version else None
+        paid, reserved, kept = row.paid, 0, 0
+        if live is not None and live.state is not RoundState.SETTLED:
+            paid, reserved = paid + live.paid, live.reserved
+            if live.state is RoundState.OPEN:
+                kept = max(0, live.budget - live.paid - live.reserved)
+        held = self.client.balance(
+            row.terms.token_contract, self.account, row.terms.token_symbol.code
+        )
+        return Escrow(
+            symbol=row.terms.token_symbol,
+            deposited=row.deposited,
+            paid=paid,
+            reserved=reserved,
+            withdrawn=row.withdrawn,
+            kept=kept,
+            holdings=held.amount if held else 0,
+        )
+
+    def _rows(self, cls: type[_T], scope: str, table: str) -> list[_T]:
+        rows = self.client.table_rows(self.account, scope, table, abi=self.abi)
+        return [self._parse(cls, row) for row in rows]
+
+    def _row(self, cls: type[_T], scope: str, table: str, key: int) -> _T | None:
+        row = self.client.table_row(self.account, scope, table, key, abi=self.abi)
+        return None if row is None else self._parse(cls, row)
+
+    @staticmethod
+    def _parse(cls: type[_T], row: Mapping[str, Any]) -> _T:
+        try:
+            return _from_row(cls, row)
+        except (ValueError, KeyError, ConfigError) as error:
+            raise NodeAnswerError(
+                f"expected a row of {cls.__name__}, got another: {error}"
+            ) from None
+
+    # ---- actions ----------------------------------------------------------------------------
+
+    def createtask(self, task: str, owner: str, terms: TaskTerms) -> Action:
+        """Create a task."""
+        return self._action("createtask", owner, task=task, owner=owner, terms=_to_row(terms))
+
+    def admit(self, task: str, owner: str, accounts: Sequence[str], role: Role) -> Action:
+        """Admit accounts to a task."""
+        return self._action("admit", owner, task=task, accounts=list(accounts), role=int(role))
+
+    def remove(self, task: str, actor: str, account: str) -> Action:
+        """Take a member out; `actor` is the owner or the account itself."""
+        return self._action("remove", actor, task=task, account=account)
+
+    def join(self, task: str, account: str, enc_key: bytes, classes: int) -> Action:
+        """Agree to a task's terms; `classes` is a bit set, 0 for a validator."""
+        return self._action(
+            "join", account, task=task, account=account, enc_key=enc_key, classes=classes
+        )
+
+    def issueset(
+        self, task: str, owner: str, device: str, version: int, cid: str, hash_: bytes
+    ) -> Action:
+        """Record the validation set issued to a device."""
+        return self._action(
+            "issueset", owner, task=task, device=device, version=version, cid=cid, hash=hash_
+        )
+
+    def openround(self, task: str, owner: str, version: int, terms: RoundTerms) -> Action:
+        """Open a round."""
+        return self._action("openround", owner, task=task, version=version, terms=_to_row(terms))
+
+    def fedlearning(
+        self,
+        task: str,
+        device: str,
+        version: int,
+        hash_: bytes,
+        cid: str,
+        cost: int,
+        errors: Sequence[int],
+    ) -> Action:
+        """FederatedLearning: record an upload."""
+        return self._action(
+            "fedlearning",
+            device,
+            task=task,
+            device=device,
+            version=version,
+            hash=hash_,
+            cid=cid,
+            cost=cost,
+            errors=[int(error) for error in errors],
+        )
+
+    def attest(
+        self, task: str, version: int, validator: str, verdicts: Sequence[Verdict]
+    ) -> Action:
+        """Give verdicts on uploads of a round."""
+        rows = [_to_row(verdict) for verdict in verdicts]
+        return self._action(
+            "attest", validator, task=task, version=version, validator=validator, verdicts=rows
+        )
+
+    def attestsum(self, task: str, version: int, validator: str, hash_: bytes, cid: str) -> Action:
+        """Give a validator's word on a round's sum."""
+        return self._action(
+            "attestsum",
+            validator,
+            task=task,
+            version=version,
+            validator=validator,
+            hash=hash_,
+            cid=cid,
+        )
+
+    def closeround(self, task: str, caller: str, version: int) -> Action:
+        """Close a round to uploads."""
+        return self._action("closeround", caller, task=task, version=version, caller=caller)
+
+    def push(self, task: str, actor: str, version: int, limit: int = 100) -> Action:
+        """Push a round on after a deadline; any account may."""
+        return self._action("push", actor, task=task, version=version, limit=limit)
+
+    def settle(self, task: str, caller: str, version: int, limit: int = 200) -> Action:
+        """Settle up to `limit` members of a round."""
+        return self._action(
+            "settle", caller, task=task, version=version, limit=limit, caller=caller
+        )
+
+    def withdraw(self, task: str, owner: str, quantity: Asset) -> Action:
+        """Pay free money back to the owner."""
+        return self._action("withdraw", owner, task=task, quantity=quantity)
+
+    def deposit(
+        self, task: str, payer: str, quantity: Asset, token_contract: str = "eosio.token"
+    ) -> Action:
+        """Transfer tokens into a task's escrow."""
+        return transfer(token_contract, payer, self.account, quantity, task)
+
+    def _action(self, name: str, actor: str, **data: Any) -> Action:
+        return action(self.account, name, actor, self.abi.pack_action(name, data))
+
+
+def transfer(token_contract: str, payer: str, to: str, quantity: Asset, memo: str = "") -> Action:
+    """Return a token transfer."""
+    data = _TOKEN_ABI.pack_action(
+        "transfer", {"from": payer, "to": to, "quantity": quantity, "memo": memo}
+    )
+    return action(token_contract, "transfer", payer, data)
+
+
+_TOKEN_ABI = Abi(
+    {
+        "structs": [
+            {
+                "name": "transfer",
+                "fields": [
+                    {"name": "from", "type": "name"},
+                    {"name": "to", "type": "name"},
+                    {"name": "quantity", "type": "asset"},
+                    {"name": "memo", "type": "string"},
+                ],
+            }
+        ],
+        "actions": [{"name": "transfer", "type": "transfer"}],
+    }
+)

@@ -1,0 +1,489 @@
+"""Models as flat float32 vectors, and the safetensors files that carry them.
+
+`docs/protocol.md`, section 3. A `Model` is an architecture and its parameter vector. Each kind of
+architecture is one class with the methods of `Architecture`, registered in `ARCHITECTURES`; nothing
+else in the tree knows a kind by name.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gradledger.errors import ModelError
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "Mlp",
+    "Model",
+    "architecture_from",
+    "dump_validation_set",
+    "load_validation_set",
+]
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+PARAMETERS_MAX = 2**26  # 256 MiB of float32, the bound of an envelope's payload
+LAYERS_MAX = 16
+UNITS_MAX = 2**20
+POINTS_MAX = 65_536  # rows of a validation set
+HEADER_BYTES_MAX = 65_536
+BATCH_ROWS = 4_096  # rows per forward pass: bounds memory
+ERROR_SCALE = 1_000_000
+_DTYPES = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+
+
+class Architecture(Protocol):
+    """What a kind of model must know about itself."""
+
+    kind: ClassVar[str]
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Architecture:
+        """Check `value` and build the architecture; raises `ModelError`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of the task card and of the model file."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return name and shape of each array, in the order of the vector."""
+
+    def features(self) -> int:
+        """Return the number of columns of an input."""
+
+    def classes(self) -> int:
+        """Return the number of output classes."""
+
+    def scores(self, arrays: Mapping[str, FloatArray], x: FloatArray) -> FloatArray:
+        """Return the last layer's output, [rows, classes], for inputs [rows, features]."""
+
+
+class Mlp:
+    """A multilayer perceptron with relu between its layers.
+
+    Parameters
+    ----------
+    layers : sequence of int, 2 to 16 entries
+        Widths, from the inputs to the classes.
+    """
+
+    kind: ClassVar[str] = "mlp"
+
+    def __init__(self, layers: Sequence[int]) -> None:
+        widths = tuple(layers)
+        if not 2 <= len(widths) <= LAYERS_MAX:
+            raise ModelError(f"an mlp has 2 to {LAYERS_MAX} layers, got {len(widths)}")
+        for width in widths:
+            if type(width) is not int or not 1 <= width <= UNITS_MAX:
+                raise ModelError(f"a layer has 1 to {UNITS_MAX} units, got {width!r}")
+        self.layers = widths
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Mlp:
+        """Build from `{"kind": "mlp", "layers": [...], "activation": "relu"}`."""
+        if set(value) != {"kind", "layers", "activation"} or value["kind"] != cls.kind:
+            raise ModelError("an mlp is described by kind, layers and activation, nothing else")
+        if value["activation"] != "relu":
+            raise ModelError(f"activation relu expected, got {value['activation']!r:.40}")
+        if not isinstance(value["layers"], (list, tuple)):
+            raise ModelError("layers must be a list of widths")
+        return cls(value["layers"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object that describes this network."""
+        return {"kind": self.kind, "layers": list(self.layers), "activation": "relu"}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return `w0 [in, out], b0 [out], w1, ...`."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for i, (fan_in, fan_out) in enumerate(zip(self.layers, self.layers[1:], strict=False)):
+            shapes[f"w{i}"] = (fan_in, fan_out)
+            shapes[f"b{i}"] = (fan_out,)
+        return shapes
+
+    def features(self) -> int:
+        """Return the width of the input."""
+        return self.layers[0]
+
+    def classes(self) -> int:
+        """Return the width of the last layer."""
+        return self.layers[-1]
+
+    def scores(self, arrays: Mapping[str, FloatArray], x: FloatArray) -> FloatArray:
+        """Return the last layer before any softmax."""
+        last = len(self.layers) - 2
+        for i in range(last + 1):
+            x = x @ arrays[f"w{i}"] + arrays[f"b{i}"]
+            if i < last:
+                np.maximum(x, 0, out=x)
+        return x
+
+
+ARCHITECTURES: dict[str, type[Architecture]] = {Mlp.kind: Mlp}
+
+
+def architecture_from(value: Mapping[str, Any] | Architecture) -> Architecture:
+    """Return the checked architecture that a JSON object describes.
+
+    Parameters
+    ----------
+    value : mapping or Architecture
+        For instance `{"kind": "mlp", "layers": [64, 32, 10], "activation": "relu"}`.
+
+    Raises
+    ------
+    ModelError
+        The kind is unknown, a field is wrong, or there are too many parameters.
+    """
+    if not isinstance(value, Mapping):
+        found = value
+    else:
+        kind = value.get("kind")
+        known = ARCHITECTURES.get(kind) if isinstance(kind, str) else None
+        if known is None:
+            names = ", ".join(sorted(ARCHITECTURES))
+            raise ModelError(f"architecture of a known kind ({names}) expected, got {kind!r:.40}")
+        found = known.from_dict(value)
+    if not 1 <= _count(found) <= PARAMETERS_MAX:
+        raise ModelError(f"1 to {PARAMETERS_MAX} parameters expected, got {_count(found)}")
+    return found
+
+
+def _count(network: Architecture) -> int:
+    total = 0
+    for shape in network.shapes().values():
+        size = 1
+        for side in shape:
+            size *= side
+        total += size
+    return total
+
+
+class Model:
+    """An architecture and its parameters.
+
+    Parameters
+    ----------
+    architecture : mapping or Architecture
+        What the parameters mean.
+    vector : array of float, shape (parameters,)
+        All arrays in the architecture's order, each in C order; finite.
+
+    Attributes
+    ----------
+    network : Architecture
+    vector : array of float32, shape (parameters,)
+        Read-only.
+    """
+
+    def __init__(
+        self, architecture: Mapping[str, Any] | Architecture, vector: npt.ArrayLike
+    ) -> None:
+        self.network = architecture_from(architecture)
+        values = np.array(vector, dtype="<f4", order="C")
+        expected = _count(self.network)
+        if values.shape != (expected,):
+            raise ModelError(f"a vector of {expected} parameters expected, got {values.shape}")
+        if not np.isfinite(values).all():
+            raise ModelError("every parameter must be a finite float32")
+        values.flags.writeable = False
+        self.vector: FloatArray = values
+
+    def __repr__(self) -> str:
+        return f"Model({self.architecture}, parameters={self.parameters})"
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """JSON object that describes the network."""
+        return self.network.to_dict()
+
+    @property
+    def parameters(self) -> int:
+        """Length of the vector."""
+        return len(self.vector)
+
+    @property
+    def arrays(self) -> dict[str, FloatArray]:
+        """Read-only views on the vector, by name."""
+        views: dict[str, FloatArray] = {}
+        start = 0
+        for name, shape in self.network.shapes().items():
+            stop = start + int(np.prod(shape, dtype=np.int64))
+            views[name] = self.vector[start:stop].reshape(shape)
+            start = stop
+        return views
+
+    def with_vector(self, vector: npt.ArrayLike) -> Model:
+        """Return a model of this architecture with other parameters."""
+        return Model(self.network, vector)
+
+    def with_arrays(self, arrays: Mapping[str, npt.ArrayLike]) -> Model:
+        """Return a model of this architecture made of named arrays, each of its exact shape."""
+        shapes = self.network.shapes()
+        if set(arrays) != set(shapes):
+            raise ModelError(f"arrays {', '.join(shapes)} expected, got {', '.join(arrays):.200}")
+        parts = []
+        for name, shape in shapes.items():
+            part = np.asarray(arrays[name], dtype="<f4")
+            if part.shape != shape:
+                raise ModelError(f"{name} of shape {shape} expected, got {part.shape}")
+            parts.append(part.reshape(-1))
+        return self.with_vector(np.concatenate(parts))
+
+    @classmethod
+    def random_normal(cls, architecture: Mapping[str, Any] | Architecture, seed: int) -> Model:
+        """Draw T_0 with every parameter from N(0, 1).
+
+        Parameters
+        ----------
+        architecture : mapping or Architecture
+        seed : int, 0 to 2**64 - 1
+            The same seed gives the same model with every numpy (the legacy generator's stream is
+            frozen).
+
+        Notes
+        -----
+        Martinez, Francis, Hafid, section II-B.
+        """
+        network = architecture_from(architecture)
+        return cls(network, _generator(seed).standard_normal(_count(network)))
+
+    @classmethod
+    def random_glorot(cls, architecture: Mapping[str, Any] | Architecture, seed: int) -> Model:
+        """Draw weights from U(-b, b), b = sqrt(6 / (fan_in + fan_out)); biases are zero.
+
+        Notes
+        -----
+        Glorot and Bengio 2010, equation 16. Arrays of one dimension count as biases.
+        """
+        network = architecture_from(architecture)
+        generator = _generator(seed)
+        parts = []
+        for shape in network.shapes().values():
+            if len(shape) < 2:
+                parts.append(np.zeros(shape))
+                continue
+            bound = float(np.sqrt(6.0 / (shape[0] + shape[-1])))
+            parts.append(generator.uniform(-bound, bound, size=shape).reshape(-1))
+        return cls(network, np.concatenate(parts))
+
+    def scores(self, x: npt.ArrayLike) -> FloatArray:
+        """Return the output of the last layer, [rows, classes], for inputs [rows, features]."""
+        rows = np.asarray(x, dtype=np.float32)
+        if rows.ndim != 2 or rows.shape[1] != self.network.features():
+            expected = f"[rows, {self.network.features()}]"
+            raise ModelError(f"inputs of shape {expected} expected, got {list(rows.shape)}")
+        arrays = self.arrays
+        out = np.empty((len(rows), self.network.classes()), dtype=np.float32)
+        for start in range(0, len(rows), BATCH_ROWS):
+            part = slice(start, start + BATCH_ROWS)
+            with np.errstate(over="ignore", invalid="ignore"):
+                out[part] = self.network.scores(arrays, rows[part])
+        return out
+
+    def predict(self, x: npt.ArrayLike) -> IntArray:
+        """Return the class of each row of `x`: the argmax of the last layer."""
+        return self.scores(x).argmax(axis=1).astype(np.int64)
+
+    def error_micro(self, x: npt.ArrayLike, y: npt.ArrayLike) -> int:
+        """Return the share of wrong answers in 1e-6 units, rounded down."""
+        labels = np.asarray(y)
+        if labels.ndim != 1 or not len(labels) or len(labels) != len(np.asarray(x)):
+            raise ModelError("one label for each row expected, and at least one row")
+        wrong = int(np.count_nonzero(self.predict(x) != labels))
+        return wrong * ERROR_SCALE // len(labels)
+
+    def to_bytes(self) -> bytes:
+        """Return the safetensors file of this model."""
+        metadata = {"architecture": json.dumps(self.architecture, separators=(",", ":"))}
+        return _dump_safetensors(self.arrays, metadata)
+
+    @classmethod
+    def from_bytes(
+        cls, data: bytes, *, architecture: Mapping[str, Any] | Architecture | None = None
+    ) -> Model:
+        """Read a safetensors file.
+
+        Parameters
+        ----------
+        data : bytes
+        architecture : mapping or Architecture, optional
+            What the file must hold (the task card's).
+
+        Raises
+        ------
+        ModelError
+            The bytes are malformed, the arrays are not those of the architecture, a value is not
+            finite, or the architecture is another one than asked for.
+        """
+        arrays, metadata = _load_safetensors(data)
+        text = metadata.get("architecture")
+        if text is None:
+            raise ModelError("the file's metadata must say the architecture")
+        network = architecture_from(_json_object(text, "architecture"))
+        if architecture is not None:
+            wanted = architecture_from(architecture).to_dict()
+            if network.to_dict() != wanted:
+                raise ModelError(f"architecture {wanted} expected, got {network.to_dict()}")
+        shapes = network.shapes()
+        if set(arrays) != set(shapes):
+            raise ModelError(f"arrays {', '.join(shapes)} expected, got {', '.join(arrays):.200}")
+        for name, shape in shapes.items():
+            found = arrays[name]
+            if found.dtype != np.dtype("<f4") or found.shape != shape:
+                raise ModelError(f"{name}: float32 {shape} expected, got {found.dtype} {found.shape}")
+        return cls(network, np.concatenate([arrays[name].reshape(-1) for name in shapes]))
+
+
+def _generator(seed: int) -> np.random.RandomState:
+    if not 0 <= seed < 2**64:
+        raise ModelError("a seed is an integer from 0 to 2**64 - 1")
+    return np.random.RandomState(np.array([seed & 0xFFFFFFFF, seed >> 32], dtype=np.uint32))
+
+
+def dump_validation_set(x: npt.ArrayLike, y: npt.ArrayLike) -> bytes:
+    """Return the safetensors file of a validation set.
+
+    Parameters
+    ----------
+    x : array of float, shape (m, features)
+        Finite.
+    y : array of int, shape (m,)
+        Class of each row.
+    """
+    rows = np.ascontiguousarray(x, dtype="<f4")
+    labels = np.ascontiguousarray(y, dtype="<i8")
+    _check_validation_set(rows, labels)
+    return _dump_safetensors({"y": labels, "x": rows}, {})
+
+
+def load_validation_set(data: bytes) -> tuple[FloatArray, IntArray]:
+    """Read a validation set: `x` float32 (m, features) and `y` int64 (m,).
+
+    Raises
+    ------
+    ModelError
+        The bytes are malformed, a value is not finite, or a label is negative.
+    """
+    arrays, _ = _load_safetensors(data)
+    if set(arrays) != {"x", "y"}:
+        raise ModelError(f"arrays x and y expected, got {', '.join(sorted(arrays)):.200}")
+    x, y = arrays["x"], arrays["y"]
+    if x.dtype != np.dtype("<f4") or y.dtype != np.dtype("<i8"):
+        raise ModelError(f"x float32 and y int64 expected, got {x.dtype} and {y.dtype}")
+    _check_validation_set(x, y)
+    return x, y
+
+
+def _check_validation_set(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
+    if x.ndim != 2 or y.ndim != 1 or len(x) != len(y):
+        raise ModelError(f"x [m, d] and y [m] expected, got {list(x.shape)} and {list(y.shape)}")
+    if not 1 <= len(y) <= POINTS_MAX:
+        raise ModelError(f"1 to {POINTS_MAX} points expected, got {len(y)}")
+    if not np.isfinite(x).all():
+        raise ModelError("every value of a validation set must be finite")
+    if int(y.min()) < 0:
+        raise ModelError("labels are not negative")
+
+
+# ---- safetensors: 8 bytes length, JSON header, data ------------------------------------------------
+
+
+def _dump_safetensors(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
+    codes = {dtype: code for code, dtype in _DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, array in arrays.items():
+        header[name] = {
+            "dtype": codes[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + array.nbytes],
+        }
+        offset += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join(
+        [struct.pack("<Q", len(text)), text]
+        + [memoryview(np.ascontiguousarray(array)).cast("B") for array in arrays.values()]
+    )
+
+
+def _load_safetensors(data: bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+    """Check length, then ranges, then relations; return read-only views and the metadata."""
+    if len(data) < 8:
+        raise ModelError(f"a safetensors file has at least 8 bytes, got {len(data)}")
+    (header_bytes,) = struct.unpack_from("<Q", data)
+    if header_bytes > HEADER_BYTES_MAX or 8 + header_bytes > len(data):
+        raise ModelError(f"a header of at most {HEADER_BYTES_MAX} bytes expected")
+    try:
+        text = bytes(data[8 : 8 + header_bytes]).decode()
+    except UnicodeDecodeError as exc:
+        raise ModelError("the header is not UTF-8") from exc
+    header = _json_object(text, "header")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ModelError("the metadata must be an object of strings")
+    body = memoryview(data)[8 + header_bytes :]
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    spans: list[tuple[int, int]] = []
+    for name, entry in header.items():
+        dtype, shape, begin, end = _check_entry(name, entry, len(body))
+        spans.append((begin, end))
+        arrays[name] = np.frombuffer(body[begin:end], dtype=dtype).reshape(shape)
+    position = 0
+    for begin, end in sorted(spans):
+        if begin != position:
+            raise ModelError("the arrays must cover the file without gap or overlap")
+        position = end
+    if position != len(body):
+        raise ModelError("the arrays must cover the file without gap or overlap")
+    return arrays, metadata
+
+
+def _check_entry(name: str, entry: Any, body_bytes: int) -> tuple[Any, tuple[int, ...], int, int]:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ModelError(f"array {name!r:.40}: dtype, shape and data_offsets expected")
+    dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        raise ModelError(f"array {name!r:.40}: dtype F32 or I64 expected")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not isinstance(shape, list) or len(shape) > 4 or not all(_is_size(v) for v in shape):
+        raise ModelError(f"array {name!r:.40}: a shape of at most 4 positive sizes expected")
+    if not isinstance(offsets, list) or len(offsets) != 2:
+        raise ModelError(f"array {name!r:.40}: two data_offsets expected")
+    size = dtype.itemsize
+    for side in shape:
+        size *= side
+    begin, end = offsets
+    if type(begin) is not int or type(end) is not int or not 0 <= begin < end <= body_bytes:
+        raise ModelError(f"array {name!r:.40}: data_offsets lie outside the file")
+    if end - begin != size:
+        raise ModelError(f"array {name!r:.40}: {size} bytes expected, got {end - begin}")
+    return dtype, tuple(shape), begin, end
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 1 <= value < 2**31
+
+
+def _json_object(text: str, what: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ModelError(f"the {what} names a key twice")
+        return found
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as exc:
+        raise ModelError(f"the {what} is not JSON") from exc
+    if not isinstance(value, dict):
+        raise ModelError(f"the {what} must be a JSON object")
+    return value

@@ -1,0 +1,519 @@
+"""`gradledger owner ...`: the owner's steps and whole trainings on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradledger.errors import ConfigError, GradledgerError
+
+if TYPE_CHECKING:
+    from gradledger.chain.contract import Round
+    from gradledger.models import Model
+    from owner.owner import Owner
+    from owner.plan import Plan
+    from owner.state import StateDir
+
+NETWORK_BYTES_MAX = 1 << 20
+
+_EPILOG = """\
+A training, step by step:
+  gradledger owner key --out paillier.json
+  gradledger owner create  --plan plan.json        the task card goes to IPFS, the task on chain
+  gradledger owner admit   --devices phone1,phone2,phone3 --validators val1,val2,val3,val4
+  gradledger owner deposit "100.0000 TOK"
+  gradledger owner publish --version 1 --plan plan.json
+  gradledger owner issue   --version 1 --validation points.npz --per-class 10
+  gradledger owner open    --version 1 --plan plan.json
+  gradledger owner close   --version 1
+  gradledger owner aggregate --version 1
+  gradledger owner settle  --version 1
+or all of it, to be stopped and started again at any point:
+  gradledger owner run --plan plan.json
+
+Every command takes --home DIR (a network of `gradledger up`) or --chain URL --store ADDR
+--key-file FILE. What the chain does not hold lies in --state DIR.
+"""
+
+_PLAN_HELP = """\
+The plan is JSON (or TOML with Python 3.11 and later):
+  {"task": "digits", "rounds": 10,
+   "architecture": {"kind": "mlp", "layers": [64, 32, 10], "activation": "relu"},
+   "devices": ["phone1", "phone2", "phone3"], "validators": ["val1", "val2", "val3", "val4"],
+   "deposit": "100.0000 TOK", "price": "0.0010 TOK", "budget": "5.0000 TOK",
+   "data": {"validation": "validation.npz", "test": "test.npz"}}
+Paths count from the plan's directory; .npz files hold the arrays x [points, features] and y.
+`python -c 'import owner; help(owner.Plan)'` describes every field and its default.
+"""
+
+
+def add_commands(subparsers: Any) -> None:
+    """Register `owner` and its commands with the command line's sub-parsers."""
+    raw = argparse.RawDescriptionHelpFormatter
+    group = subparsers.add_parser(
+        "owner",
+        help="create a task, publish models, open, close and settle rounds",
+        description="Round control for the owner of a task.",
+        epilog=_EPILOG,
+        formatter_class=raw,
+    )
+    commands = group.add_subparsers(metavar="COMMAND", required=True)
+
+    key = commands.add_parser("key", help="make a Paillier key, in a new file with mode 0600")
+    key.add_argument("--out", type=Path, required=True, metavar="FILE")
+    key.add_argument(
+        "--bits", type=int, default=3072, metavar="N", help="default 3072; 2048 for demonstrations"
+    )
+    key.set_defaults(func=_guarded(_key))
+
+    create = _command(commands, "create", _create, "create the task that a plan describes")
+    create.add_argument("--plan", type=Path, required=True, metavar="FILE")
+
+    admit = _command(commands, "admit", _admit, "admit accounts as devices or validators")
+    admit.add_argument("--devices", type=_names, default=[], metavar="A,B,...")
+    admit.add_argument("--validators", type=_names, default=[], metavar="A,B,...")
+
+    for name, action, text in (
+        ("deposit", _deposit, "pay into the task's escrow"),
+        ("withdraw", _withdraw, "take back what no open round may need"),
+    ):
+        money = _command(commands, name, action, text)
+        money.add_argument("quantity", metavar="AMOUNT", help='such as "100.0000 TOK"')
+
+    publish = _command(
+        commands, "publish", _publish, "seal the model of a round and put it on IPFS"
+    )
+    _add_version(publish)
+    publish.add_argument(
+        "--model", type=Path, metavar="FILE", help="safetensors; default: the one in --state"
+    )
+    publish.add_argument("--plan", type=Path, metavar="FILE", help="draws T_0 where there is none")
+
+    issue = _command(commands, "issue", _issue, "give each device its validation set")
+    _add_version(issue)
+    issue.add_argument(
+        "--validation",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".npz or safetensors, x and y",
+    )
+    issue.add_argument("--per-class", type=int, default=10, metavar="M", help="default 10")
+
+    opening = _command(commands, "open", _open, "open a round with the model published for it")
+    _add_version(opening)
+    opening.add_argument(
+        "--plan", type=Path, required=True, metavar="FILE", help="price, budget, phases, recipe"
+    )
+
+    for name, action, text in (
+        ("close", _close, "close a round to uploads, once its deadline or close_after allows it"),
+        ("aggregate", _aggregate, "wait for the sum and make the next model"),
+        ("settle", _settle, "record the round's Merkle root and take the RAM back"),
+    ):
+        _add_version(_command(commands, name, action, text))
+
+    evaluate = _command(commands, "evaluate", _evaluate, "measure a model's accuracy")
+    evaluate.add_argument("--version", type=int, required=True, metavar="K", help="of model T_K")
+    evaluate.add_argument("--test", type=Path, required=True, metavar="FILE", help="x and y")
+
+    _command(commands, "status", _status, "show the task, its money, members and rounds")
+
+    whole = _command(
+        commands,
+        "run",
+        _run,
+        "carry a whole training through; start it again after any interruption",
+        epilog=_PLAN_HELP,
+        formatter_class=raw,
+    )
+    whole.add_argument("--plan", type=Path, required=True, metavar="FILE")
+
+
+def _command(
+    commands: Any, name: str, action: Any, text: str, **options: Any
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", **options
+    )
+    parser.add_argument("--task", metavar="NAME", help="default: the plan's, or the only one")
+    place = parser.add_argument_group("where")
+    place.add_argument("--home", type=Path, metavar="DIR", help="a network of `gradledger up`")
+    place.add_argument("--chain", metavar="URL,...", help="endpoints of nodes")
+    place.add_argument("--store", metavar="ADDR", help="IPFS, such as /ip4/127.0.0.1/tcp/5001")
+    place.add_argument("--contract", metavar="ACCOUNT", help="default fedlearning")
+    place.add_argument("--account", metavar="NAME", help="the owner's account in --home")
+    place.add_argument("--key-file", type=Path, metavar="FILE", help="the owner's Antelope key")
+    place.add_argument(
+        "--paillier-key", type=Path, metavar="FILE", help="default STATE/paillier.json"
+    )
+    place.add_argument(
+        "--state", type=Path, metavar="DIR", help="default HOME/owner/TASK, or ./TASK.owner"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say what is skipped, and why")
+    parser.set_defaults(func=_guarded(action))
+    return parser
+
+
+def _add_version(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--version", type=int, required=True, metavar="K", help="round, from 1 on")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _guarded(action: Any) -> Any:
+    """Turn an error that has a message for the user into that message and exit code 1."""
+
+    def call(args: argparse.Namespace) -> int:
+        level = logging.WARNING if getattr(args, "verbose", False) else logging.ERROR
+        logging.basicConfig(level=level, format="%(levelname)s %(message)s", stream=sys.stderr)
+        try:
+            return int(action(args) or 0)
+        except GradledgerError as exc:
+            print(f"gradledger owner: {exc}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("gradledger owner: stopped; start it again to go on", file=sys.stderr)
+            return 130
+
+    return call
+
+
+# ---- where the parts are ----------------------------------------------------------------------
+
+
+def _load_network(home: Path) -> dict[str, Any]:
+    """Read what `gradledger up` wrote about its network."""
+    path = home / "network.json"
+    try:
+        with open(path, "rb") as file:
+            value = json.loads(file.read(NETWORK_BYTES_MAX))
+    except OSError as exc:
+        raise ConfigError(f"{path}: {exc.strerror}; is `gradledger up --home` done?") from exc
+    except (ValueError, RecursionError) as exc:
+        raise ConfigError(f"{path}: expected JSON") from exc
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected an object")
+    return value
+
+
+def _plan_of(args: argparse.Namespace) -> Plan | None:
+    from owner.plan import load_plan
+
+    path = getattr(args, "plan", None)
+    return load_plan(path)[0] if path is not None else None
+
+
+def _connect(args: argparse.Namespace) -> tuple[Owner, StateDir]:
+    """Build the owner and its state directory from flags, network and plan."""
+    from gradledger.chain.keys import load_key_file
+    from owner.owner import Owner
+    from owner.state import StateDir
+
+    network = _load_network(args.home) if args.home is not None else {}
+    chain = args.chain or network.get("chain_urls")
+    store = args.store or network.get("store_addr")
+    if not chain or not store:
+        raise ConfigError("expected --home DIR, or --chain URL and --store ADDR")
+    key_file = args.key_file
+    if key_file is None:
+        accounts = network.get("accounts", {})
+        account = args.account or "owner"
+        if account not in accounts:
+            raise ConfigError(f"expected --key-file FILE; the network has no account {account!r}")
+        key_file = Path(args.home, accounts[account])
+    account, key = load_key_file(key_file)
+    contract = args.contract or network.get("contract") or "fedlearning"
+    plan = _plan_of(args)
+    task = args.task or (plan.task if plan is not None else _only_task(chain, contract, account))
+    where = args.state
+    if where is None:
+        where = args.home / "owner" / task if args.home is not None else Path(f"{task}.owner")
+    state = StateDir(where)
+    paillier = args.paillier_key or where / "paillier.json"
+    owner = Owner(
+        account,
+        task=task,
+        key=key,
+        chain=chain,
+        store=store,
+        contract=contract,
+        paillier_key=paillier if paillier.exists() or args.paillier_key else None,
+    )
+    return owner, state
+
+
+def _only_task(chain: Any, contract: str, account: str) -> str:
+    from gradledger.chain.client import ChainClient
+    from gradledger.chain.contract import FedLearning
+
+    names = [t.id for t in FedLearning(ChainClient(chain), contract).tasks() if t.owner == account]
+    if len(names) != 1:
+        listed = ", ".join(names) or "none"
+        raise ConfigError(f"expected --task NAME; tasks of {account}: {listed}")
+    return names[0]
+
+
+def _say(args: argparse.Namespace, text: str, **facts: Any) -> None:
+    print(json.dumps(facts) if args.json else text)
+
+
+# ---- commands ---------------------------------------------------------------------------------
+
+
+def _key(args: argparse.Namespace) -> None:
+    from owner.paillier_key import PaillierPrivateKey
+
+    key = PaillierPrivateKey.generate(args.bits)
+    key.save(args.out)
+    print(f"{args.out}: Paillier key of {key.public.bits} bits, {key.public.key_hash.hex()}")
+    print("Keep it: without it no sum can be opened. Nobody else must see it.")
+
+
+def _create(args: argparse.Namespace) -> None:
+    from owner.run import create_task
+
+    owner, state = _connect(args)
+    plan = _plan_of(args)
+    assert plan is not None
+    with state.locked():
+        task = create_task(owner, plan)
+    _say(args, f"task {task.id} is there; its card: {task.terms.card_cid}", task=task.id)
+
+
+def _admit(args: argparse.Namespace) -> None:
+    owner, _ = _connect(args)
+    devices = owner.admit_devices(args.devices)
+    validators = owner.admit_validators(args.validators)
+    text = ", ".join([*devices, *validators]) or "nobody, all were members"
+    _say(args, f"admitted: {text}", devices=devices, validators=validators)
+
+
+def _deposit(args: argparse.Namespace) -> None:
+    owner, _ = _connect(args)
+    trx = owner.deposit(args.quantity)
+    _say(args, f"deposited {args.quantity}, transaction {trx}", transaction=trx)
+
+
+def _withdraw(args: argparse.Namespace) -> None:
+    owner, _ = _connect(args)
+    trx = owner.withdraw(args.quantity)
+    _say(args, f"withdrew {args.quantity}, transaction {trx}", transaction=trx)
+
+
+def _publish(args: argparse.Namespace) -> None:
+    from owner.run import first_model
+
+    owner, state = _connect(args)
+    plan = _plan_of(args)
+    with state.locked():
+        model = _read_model(args.model) if args.model else state.model(args.version - 1)
+        if model is None and args.version == 1 and plan is not None:
+            model = first_model(plan)
+        if model is None:
+            raise ConfigError(f"expected --model FILE: {state.path} has no T_{args.version - 1}")
+        if args.model or state.model_record(args.version - 1) is None:
+            state.save_model(args.version - 1, model, {"evidence": ""})
+        published = owner.publish_model(model, args.version)
+        state.save_published(args.version, published.to_record(""))
+    readers = f"sealed to {len(published.readers)}" if published.readers else "public"
+    _say(
+        args,
+        f"model of round {args.version}: {published.cid}, {readers}",
+        cid=published.cid,
+        hash=published.hash.hex(),
+    )
+
+
+def _read_model(path: Path) -> Model:
+    from gradledger.models import Model
+
+    try:
+        return Model.from_bytes(path.read_bytes())
+    except OSError as exc:
+        raise ConfigError(f"{path}: {exc.strerror}") from exc
+
+
+def _issue(args: argparse.Namespace) -> None:
+    from owner.plan import load_data
+    from owner.validation_sets import ValidationData
+
+    owner, state = _connect(args)
+    data = ValidationData(*load_data(args.validation))
+    with state.locked():
+        issued = owner.issue_validation_sets(
+            args.version, data, per_class=args.per_class, seed=state.set_seed()
+        )
+    text = ", ".join(issued) or "nobody: all joined devices have theirs"
+    _say(args, f"validation sets for round {args.version}: {text}", devices=issued)
+
+
+def _open(args: argparse.Namespace) -> None:
+    from owner.run import round_terms
+
+    owner, state = _connect(args)
+    plan = _plan_of(args)
+    assert plan is not None
+    record = state.published(args.version)
+    if record is None:
+        raise ConfigError(f"no model is published for round {args.version}: `owner publish` first")
+    terms = round_terms(plan, args.version, record["cid"], bytes.fromhex(record["hash"]))
+    found = owner.open_round(args.version, terms)
+    _say(args, _describe(found), **_round_facts(found))
+
+
+def _close(args: argparse.Namespace) -> None:
+    owner, _ = _connect(args)
+    owner.close_round(args.version)
+    found = owner.round(args.version)
+    _say(args, _describe(found), **_round_facts(found))
+
+
+def _aggregate(args: argparse.Namespace) -> None:
+    owner, state = _connect(args)
+    with state.locked():
+        owner.wait_sum(args.version)
+        result = owner.aggregate(args.version)
+        state.save_model(args.version, result.model, result.to_record())
+    text = f"T_{args.version}: mean of {result.updates} updates"
+    if not result.changed:
+        text = f"T_{args.version} is T_{args.version - 1}: {result.note}"
+    _say(args, text, version=args.version, updates=result.updates, note=result.note)
+
+
+def _settle(args: argparse.Namespace) -> None:
+    owner, _ = _connect(args)
+    found = owner.settle(args.version)
+    _say(
+        args,
+        f"round {args.version} is settled, Merkle root {bytes(found.root).hex()}",
+        **_round_facts(found),
+    )
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from owner.plan import load_data
+
+    owner, state = _connect(args)
+    model = state.model(args.version)
+    if model is None:
+        model = owner.fetch_model(args.version + 1)
+    accuracy = owner.evaluate(model, *load_data(args.test))
+    _say(args, f"T_{args.version}: {accuracy:.2%}", version=args.version, accuracy=accuracy)
+
+
+def _describe(found: Round) -> str:
+    return (
+        f"round {found.version} is {found.state.name.lower()}: {found.uploads} uploads, "
+        f"{found.accepted} accepted, {found.refused} refused, {found.pending} pending"
+    )
+
+
+def _round_facts(found: Round) -> dict[str, Any]:
+    names = ("version", "uploads", "accepted", "refused", "pending", "reserved", "paid")
+    facts = {name: getattr(found, name) for name in names}
+    return {**facts, "state": found.state.name.lower()}
+
+
+def _status(args: argparse.Namespace) -> None:
+    from gradledger.chain.contract import Mode, Role
+    from gradledger.chain.names import Asset
+
+    owner, _ = _connect(args)
+    task = owner.contract.task(owner.task)
+    escrow = owner.escrow()
+    rounds = list(owner.contract.rounds(owner.task))
+    members = owner.members()
+    symbol = task.terms.token_symbol
+    names = ("deposited", "paid", "reserved", "withdrawn", "free", "balance")
+    money = {name: getattr(escrow, name) for name in names}
+    if args.json:
+        document = {
+            "task": task.id,
+            "owner": task.owner,
+            "mode": Mode(task.terms.mode).name.lower(),
+            "version": task.version,
+            "escrow": money,
+            "conserved": escrow.conserved,
+            "members": [
+                {"account": m.account, "role": Role(m.role).name.lower(), "joined": bool(m.joined)}
+                for m in members
+            ],
+            "rounds": [_round_facts(each) for each in rounds],
+        }
+        print(json.dumps(document, indent=2))
+        return
+    print(f"task {task.id} of {task.owner}, {Mode(task.terms.mode).name.lower()} mode")
+    for role in (Role.DEVICE, Role.VALIDATOR):
+        of_role = [m for m in members if m.role == role]
+        joined = sum(1 for m in of_role if m.joined)
+        print(f"{role.name.lower()}s: {len(of_role)} admitted, {joined} joined")
+    print(", ".join(f"{name} {Asset(amount, symbol)}" for name, amount in money.items()))
+    print("the escrow equation holds" if escrow.conserved else "THE ESCROW EQUATION DOES NOT HOLD")
+    head = ("round", "state", "uploads", "accepted", "refused", "pending", "paid")
+    rows = [
+        (r.version, r.state.name.lower(), r.uploads, r.accepted, r.refused, r.pending, paid)
+        for r, paid in ((each, Asset(each.paid, symbol)) for each in rounds)
+    ]
+    _print_table(head, rows)
+
+
+def _print_table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    cells = [head, *(tuple(str(cell) for cell in row) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    for row in cells:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+def _run(args: argparse.Namespace) -> None:
+    import signal
+    from dataclasses import asdict
+
+    from gradledger.chain.names import Asset
+    from owner.plan import load_data, load_plan
+    from owner.run import Progress, run
+
+    owner, state = _connect(args)
+    plan, files = load_plan(args.plan)
+    missing = sorted({"validation", "test"} - set(files))
+    if missing:
+        raise ConfigError(f"{args.plan}: data: expected {', '.join(missing)}")
+    symbol = plan.amount("price").symbol
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+
+    def show(progress: Progress) -> None:
+        if args.verbose and not progress.done:
+            print(f"round {progress.version}: {progress.step}", file=sys.stderr)
+
+    reports = run(
+        plan,
+        owner=owner,
+        state=state,
+        validation=load_data(files["validation"]),
+        test=load_data(files["test"]),
+        initial=_read_model(files["model"]) if "model" in files else None,
+        progress=show,
+    )
+    for report in reports:
+        if args.json:
+            print(json.dumps(asdict(report)), flush=True)
+            continue
+        reasons = ", ".join(f"{name} {count}" for name, count in report.reasons.items())
+        print(
+            f"round {report.version}: accuracy {report.accuracy:.2%}, {report.uploads} uploads, "
+            f"{report.accepted} accepted, {report.refused} refused"
+            f"{f' ({reasons})' if reasons else ''}, paid {Asset(report.paid, symbol)}"
+            f"{f'; {report.note}' if report.note else ''}",
+            flush=True,
+        )

@@ -1,0 +1,840 @@
+"""The owner's side of the protocol, step by step.
+
+Each step is a method of `Owner`; what the chain records is said to be done only once it is
+irreversible (or, with ``wait=False``, when the caller waits itself). `owner.run` strings the steps
+together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from gradledger import envelope
+from gradledger.chain.client import ChainClient, PushResult
+from gradledger.chain.contract import (
+    Escrow,
+    FedLearning,
+    Member,
+    Mode,
+    Role,
+    Round,
+    RoundState,
+    RoundTerms,
+    Task,
+    TaskTerms,
+    UploadState,
+    VerdictCode,
+)
+from gradledger.chain.keys import PrivateKey, load_key_file
+from gradledger.chain.names import Asset, name_to_int
+from gradledger.chain.transaction import Action
+from gradledger.codec import Codec
+from gradledger.errors import (
+    BadFieldError,
+    CodecError,
+    ConfigError,
+    EnvelopeError,
+    IrreversibilityTimeout,
+    PaillierError,
+    RoundClosedError,
+    StoreError,
+    TransactionExpiredError,
+)
+from gradledger.models import Model, dump_validation_set
+from gradledger.store import Store
+from owner.aggregation import Aggregate, Expected, apply_mean, open_sum, open_update, sum_codes
+from owner.errors import SumUnusableError, WaitTimeoutError
+from owner.paillier_key import PaillierPrivateKey
+from owner.validation_sets import ValidationData, generator_for
+
+__all__ = ["Owner", "Published"]
+
+log = logging.getLogger("gradledger.owner")
+
+ADMIT_MAX = 100  # accounts in one `admit`, a limit of the contract
+SETS_PER_TRANSACTION = 50
+MEMBERS_PER_CALL = 100  # that one `settle` or `push` visits
+CALLS_MAX = 1_000  # of `settle` or `push` for one round: more members than a task can have
+POLL_SEC = 0.1
+IRREVERSIBLE_SEC = 90.0
+RESEND_SEC = 6.0
+EXPIRATION_SEC = 30
+SIGNATURES_MAX = 3
+PENDING_BLOCKS = 2
+ENVELOPE_BYTES_MAX = 2**28 + 2**21
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model on IPFS.
+
+    Parameters
+    ----------
+    version : int
+        Round k that trains it; the model is T_(k-1).
+    cid : str
+    hash : bytes
+        SHA-256 of the envelope.
+    readers : tuple of str
+        Who can open it; empty where the task is public.
+    """
+
+    version: int
+    cid: str
+    hash: bytes
+    readers: tuple[str, ...]
+
+    def to_record(self, evidence: str) -> dict[str, Any]:
+        """Return the JSON object of a state directory; `evidence` names the model's origin."""
+        return {
+            "cid": self.cid,
+            "hash": self.hash.hex(),
+            "readers": list(self.readers),
+            "evidence": evidence,
+        }
+
+
+class Owner:
+    """Round control of one task.
+
+    Parameters
+    ----------
+    account : str
+        The owner's account.
+    task : str
+        Name of the task; it need not exist yet.
+    key : PrivateKey or str or path
+        The account's key, its text, or its key file.
+    chain : ChainClient or str or sequence of str
+        A client, or the endpoints of nodes.
+    store : Store or str
+        IPFS.
+    contract : str
+        The contract's account.
+    paillier_key : PaillierPrivateKey or path, optional
+        For tasks in paillier mode.
+    workers : int
+        Threads that decrypt.
+
+    Raises
+    ------
+    ConfigError
+        A key file cannot be used, or belongs to another account.
+    """
+
+    def __init__(
+        self,
+        account: str,
+        *,
+        task: str,
+        key: PrivateKey | str | os.PathLike[str],
+        chain: ChainClient | str | Sequence[str],
+        store: Store | str,
+        contract: str = "fedlearning",
+        paillier_key: PaillierPrivateKey | str | os.PathLike[str] | None = None,
+        workers: int = 0,
+    ) -> None:
+        self.account = account
+        self.task = task
+        self._key = _load_key(account, key)
+        self.chain = chain if isinstance(chain, ChainClient) else ChainClient(chain)
+        self.store = store if isinstance(store, Store) else Store(store)
+        self.contract = FedLearning(self.chain, contract)
+        if paillier_key is None or isinstance(paillier_key, PaillierPrivateKey):
+            self._paillier_key = paillier_key
+        else:
+            self._paillier_key = PaillierPrivateKey.load(paillier_key)
+        self._workers = workers or min(os.cpu_count() or 1, 16)
+        self._secret = self._key.encryption_key()
+
+    def __repr__(self) -> str:
+        return f"Owner({self.account!r}, task={self.task!r})"
+
+    # ---- the task -----------------------------------------------------------------------------
+
+    def create_task(
+        self,
+        terms: Mapping[str, Any],
+        *,
+        architecture: Mapping[str, Any],
+        class_names: Sequence[str],
+        description: str = "",
+    ) -> Task:
+        """Put the task card on IPFS and create the task.
+
+        Parameters
+        ----------
+        terms : mapping
+            The fields of `TaskTerms` but for those that follow from the rest: `classes`,
+            `parameters`, `key_hash`, `card_cid`, `card_hash`.
+        architecture : mapping
+        class_names : sequence of str
+        description : str
+            For whoever thinks about joining.
+
+        Returns
+        -------
+        Task
+            As the chain has it, irreversibly. A task of this name that is this owner's and has
+            these very terms is taken as it is.
+
+        Raises
+        ------
+        ConfigError
+            The mode asks for a Paillier key and there is none; the task exists with other terms.
+        """
+        sealed = Mode(terms["mode"]) is Mode.SEALED
+        if not sealed and self._paillier_key is None:
+            raise ConfigError("paillier mode: expected a Paillier key (`gradledger owner key`)")
+        public = None if sealed or self._paillier_key is None else self._paillier_key.public
+        card = self._card(
+            architecture, class_names, description, public.to_hex() if public else None
+        )
+        cid = self.store.put(card)
+        full = TaskTerms(
+            **terms,
+            classes=len(class_names),
+            parameters=Model.random_glorot(architecture, 0).parameters,
+            key_hash=public.key_hash if public else bytes(32),
+            card_cid=cid,
+            card_hash=hashlib.sha256(card).digest(),
+        )
+        if not self.exists():
+            self._push([self.contract.createtask(self.task, self.account, full)], wait=True)
+        found = self._task()
+        if found.owner != self.account or found.terms != full:
+            raise ConfigError(
+                f"task {self.task} exists with other terms or another owner: take another name"
+            )
+        return found
+
+    def _card(
+        self,
+        architecture: Mapping[str, Any],
+        class_names: Sequence[str],
+        description: str,
+        paillier_n: str | None,
+    ) -> bytes:
+        card = {
+            "format": 1,
+            "task": self.task,
+            "owner": self.account,
+            "description": description,
+            "classes": list(class_names),
+            "architecture": dict(architecture),
+            "owner_enc_key": envelope.public_key_of(self._secret).hex(),
+            "paillier_n": paillier_n,
+        }
+        header = envelope.Header(
+            kind=envelope.Kind.TASK_CARD,
+            codec=envelope.PayloadCodec.BYTES,
+            task=self.task,
+            sender=self.account,
+        )
+        text = json.dumps(card, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        return envelope.plain(header, text.encode())
+
+    def admit_devices(self, accounts: Iterable[str], *, wait: bool = True) -> list[str]:
+        """Admit accounts as devices; returns those that were not members yet."""
+        return self._admit(accounts, Role.DEVICE, wait)
+
+    def admit_validators(self, accounts: Iterable[str], *, wait: bool = True) -> list[str]:
+        """Admit accounts as validators; returns those that were not members yet."""
+        return self._admit(accounts, Role.VALIDATOR, wait)
+
+    def _admit(self, accounts: Iterable[str], role: Role, wait: bool) -> list[str]:
+        members = {member.account: member.role for member in self.contract.members(self.task)}
+        new: list[str] = []
+        for account in dict.fromkeys(accounts):
+            if account not in members:
+                new.append(account)
+            elif members[account] != role:
+                raise ConfigError(f"{account} is a {Role(members[account]).name.lower()} already")
+        batches = [new[i : i + ADMIT_MAX] for i in range(0, len(new), ADMIT_MAX)]
+        for number, batch in enumerate(batches, 1):
+            action = self.contract.admit(self.task, self.account, batch, role)
+            self._push([action], wait=wait and number == len(batches))
+        return new
+
+    def members(self) -> list[Member]:
+        """Return the members of the task."""
+        return list(self.contract.members(self.task))
+
+    # ---- money --------------------------------------------------------------------------------
+
+    def deposit(self, quantity: Asset | str, *, wait: bool = True) -> str:
+        """Pay into the task's escrow; returns the transaction's id."""
+        terms = self._task().terms
+        amount = Asset.parse(quantity) if isinstance(quantity, str) else quantity
+        action = self.contract.deposit(self.task, self.account, amount, terms.token_contract)
+        return self._push([action], wait=wait)
+
+    def withdraw(self, quantity: Asset | str, *, wait: bool = True) -> str:
+        """Take back money that no open round may need; returns the transaction's id.
+
+        Raises
+        ------
+        NotAllowedError
+            Less is free; the message says how much.
+        """
+        amount = Asset.parse(quantity) if isinstance(quantity, str) else quantity
+        action = self.contract.withdraw(self.task, self.account, amount)
+        return self._push([action], wait=wait)
+
+    def escrow(self) -> Escrow:
+        """Return the task's money as the chain's tables have it."""
+        return self.contract.escrow(self.task)
+
+    # ---- opening a round ----------------------------------------------------------------------
+
+    def publish_model(self, model: Model, version: int) -> Published:
+        """Put T_(version-1) on IPFS for the members to train in round `version`.
+
+        Parameters
+        ----------
+        model : Model
+            Of the task's length.
+        version : int
+            The round to come.
+
+        Returns
+        -------
+        Published
+            Sealed to every member that has joined and to the owner, unless the task is public. A
+            member whose X25519 key is none (any 32 bytes can be given on chain) is left out.
+        """
+        task = self._task()
+        if model.parameters != task.terms.parameters:
+            raise ConfigError(
+                f"the task takes {task.terms.parameters} parameters, got {model.parameters}"
+            )
+        header = envelope.Header(
+            kind=envelope.Kind.MODEL,
+            codec=envelope.PayloadCodec.BYTES,
+            task=self.task,
+            sender=self.account,
+            version=version,
+            parameters=model.parameters,
+        )
+        readers: dict[str, bytes] = {}
+        if task.terms.is_public:
+            data = envelope.plain(header, model.to_bytes())
+        else:
+            readers = self._readers(self.members())
+            data = envelope.seal(header, model.to_bytes(), readers)
+        cid = self.store.put(data)
+        return Published(version, cid, hashlib.sha256(data).digest(), tuple(sorted(readers)))
+
+    def readers(self) -> tuple[str, ...]:
+        """Return who a model published now would be sealed to."""
+        if self._task().terms.is_public:
+            return ()
+        return tuple(sorted(self._readers(self.members())))
+
+    def _readers(self, members: Iterable[Member]) -> dict[str, bytes]:
+        readers = {self.account: envelope.public_key_of(self._secret)}
+        for member in members:
+            if not member.joined:
+                continue
+            if _is_usable(member.enc_key):
+                readers[member.account] = bytes(member.enc_key)
+            else:
+                log.warning("%s: its encryption key is none; it can read nothing", member.account)
+        return readers
+
+    def issue_validation_sets(
+        self,
+        version: int,
+        data: ValidationData,
+        *,
+        per_class: int,
+        seed: int | None = None,
+        generator: np.random.Generator | None = None,
+        devices: Iterable[str] | None = None,
+        wait: bool = True,
+    ) -> list[str]:
+        """Give each joined device points of the classes that it declared.
+
+        Parameters
+        ----------
+        version : int
+            The next round, or the open one.
+        data : ValidationData
+            The owner's own points.
+        per_class : int
+            m, points of each class.
+        seed : int, optional
+            Each device's points follow from seed, version and account alone.
+        generator : numpy.random.Generator, optional
+            Draws the points instead, device after device. Exactly one of the two.
+        devices : iterable of str, optional
+            Only these.
+        wait : bool
+            Wait until the last record is irreversible.
+
+        Returns
+        -------
+        list of str
+            Devices that got a set now; who has one for this round already keeps it.
+        """
+        if (seed is None) == (generator is None):
+            raise ConfigError("validation sets: expected either a seed or a generator")
+        wanted = None if devices is None else set(devices)
+        members = self.members()
+        validators = [m for m in members if m.role == Role.VALIDATOR]
+        due = [
+            member
+            for member in members
+            if member.role == Role.DEVICE
+            and member.joined
+            and member.set_version != version
+            and (wanted is None or member.account in wanted)
+        ]
+        header = envelope.Header(
+            kind=envelope.Kind.VALIDATION_SET,
+            codec=envelope.PayloadCodec.BYTES,
+            task=self.task,
+            sender=self.account,
+            version=version,
+        )
+        issued: list[str] = []
+        shared = self._readers(validators)
+        actions: list[Action] = []
+        for number, member in enumerate(due, 1):
+            draw = generator
+            if draw is None:
+                draw = generator_for(seed or 0, version, name_to_int(member.account))
+            points = None
+            if _is_usable(member.enc_key):
+                try:
+                    points = data.sample(member.classes, per_class, draw)
+                except ConfigError as exc:
+                    log.warning("%s gets no validation set: %s", member.account, exc)
+            if points is not None:
+                readers = {**shared, member.account: bytes(member.enc_key)}
+                blob = envelope.seal(header, dump_validation_set(*points), readers)
+                cid = self.store.put(blob)
+                digest = hashlib.sha256(blob).digest()
+                actions.append(
+                    self.contract.issueset(
+                        self.task, self.account, member.account, version, cid, digest
+                    )
+                )
+                issued.append(member.account)
+            if actions and (len(actions) == SETS_PER_TRANSACTION or number == len(due)):
+                self._push(actions, wait=wait and number == len(due))
+                actions = []
+        return issued
+
+    def open_round(self, version: int, terms: RoundTerms, *, wait: bool = True) -> Round:
+        """Open round `version`.
+
+        Raises
+        ------
+        BudgetShortError
+            Deposit the missing amount that the message names.
+        RoundClosedError
+            The round before is not settled.
+        """
+        action = self.contract.openround(self.task, self.account, version, terms)
+        self._push([action], wait=wait)
+        return self.round(version)
+
+    # ---- bringing a round to its end ----------------------------------------------------------
+
+    def round(self, version: int) -> Round:
+        """Return a round as the chain has it now."""
+        found = self.contract.round(self.task, version)
+        if found is None:
+            raise ConfigError(f"task {self.task} has no round {version}")
+        return found
+
+    def close_round(self, version: int, *, wait: bool = True) -> None:
+        """Close the round to uploads: after its deadline, or early once `close_after` are in."""
+        action = self.contract.closeround(self.task, self.account, version)
+        self._push([action], wait=wait)
+
+    def can_close(self, found: Round) -> bool:
+        """Whether the contract lets the owner close this round now."""
+        early = found.close_after != 0 and found.uploads >= found.close_after
+        return early or self.chain_time() >= found.deadline
+
+    def wait_verdicts(self, version: int, *, timeout_sec: float | None = None) -> Round:
+        """Wait until every upload of a closed round is decided.
+
+        Once the verdict deadline has passed, `push` decides the rest as the task's `silence` says.
+
+        Parameters
+        ----------
+        version : int
+        timeout_sec : float, optional
+            By default what the contract's deadlines allow, and a minute.
+
+        Returns
+        -------
+        Round
+            No longer open and not verifying.
+
+        Raises
+        ------
+        WaitTimeoutError
+            The bound passed.
+        """
+        return self._wait_phase(
+            version, (RoundState.OPEN, RoundState.VERIFYING), "verdicts", timeout_sec
+        )
+
+    def wait_sum(self, version: int, *, timeout_sec: float | None = None) -> Round:
+        """Wait until the validators have attested the sum; after the deadline give it up."""
+        states = (RoundState.OPEN, RoundState.VERIFYING, RoundState.SUMMING)
+        return self._wait_phase(version, states, "the sum", timeout_sec)
+
+    def _wait_phase(
+        self, version: int, states: tuple[RoundState, ...], what: str, timeout_sec: float | None
+    ) -> Round:
+        found = self.round(version)
+        if timeout_sec is None:
+            timeout_sec = 2 * found.verdict_sec + found.sum_sec + IRREVERSIBLE_SEC
+        until = time.monotonic() + timeout_sec
+        while found.state in states:
+            if found.state is not RoundState.OPEN and self._is_overdue(found):
+                self._push_on(version)
+            elif time.monotonic() > until:
+                raise WaitTimeoutError(
+                    f"round {version}: no end of the wait for {what} within {timeout_sec:g} s; "
+                    f"it is {found.state.name.lower()}, {found.pending} verdicts are pending"
+                )
+            else:
+                time.sleep(POLL_SEC)
+            found = self.round(version)
+        return found
+
+    def _is_overdue(self, found: Round) -> bool:
+        summing = found.state is RoundState.SUMMING
+        deadline = found.sum_deadline if summing else found.verdict_deadline
+        return self.chain_time() >= deadline
+
+    def _push_on(self, version: int) -> None:
+        try:
+            self._push([self.contract.push(self.task, self.account, version, MEMBERS_PER_CALL)])
+        except RoundClosedError:
+            time.sleep(POLL_SEC)  # somebody else pushed, or the last verdict came
+
+    def chain_time(self) -> int:
+        """Return the time of the head block, in seconds since 1970."""
+        return self.chain.get_info().head_time
+
+    def settle(self, version: int, *, wait: bool = True) -> Round:
+        """Put the round's uploads into its Merkle tree and take the transient RAM back.
+
+        Returns
+        -------
+        Round
+            Settled, with its root.
+        """
+        result: PushResult | None = None
+        for _ in range(CALLS_MAX):
+            found = self.round(version)
+            if found.state is RoundState.SETTLED:
+                break
+            action = self.contract.settle(self.task, self.account, version, MEMBERS_PER_CALL)
+            result = self._send([action])
+        else:
+            raise WaitTimeoutError(f"round {version}: not settled after {CALLS_MAX} calls")
+        if wait and result is not None:
+            self._await(result)
+        return found
+
+    # ---- the next model -----------------------------------------------------------------------
+
+    def fetch_model(self, version: int) -> Model:
+        """Return T_(version-1) as it was published for round `version`.
+
+        The owner is a reader of what it publishes, so that a lost state directory costs nothing.
+        """
+        found = self.round(version)
+        data = self.store.get(found.model_cid, bytes_max=ENVELOPE_BYTES_MAX)
+        digest = hashlib.sha256(data).digest()
+        if digest != bytes(found.model_hash):
+            raise EnvelopeError(
+                f"model of round {version}: expected {bytes(found.model_hash).hex()}, "
+                f"got {digest.hex()}"
+            )
+        parsed = envelope.parse(data)
+        return Model.from_bytes(parsed.open(self.account, self._secret))
+
+    def aggregate(self, version: int, model: Model | None = None) -> Aggregate:
+        """Make T_version from T_(version-1) and the result of round `version`.
+
+        In paillier mode the sum is fetched from any validator that voted for the attested hash; a
+        copy that is missing or wrong is logged with the validator's name and the next one is taken.
+        In sealed mode the accepted uploads themselves are fetched.
+
+        Parameters
+        ----------
+        version : int
+            A round that is summed or settled.
+        model : Model, optional
+            T_(version-1); by default it is fetched as it was published.
+
+        Returns
+        -------
+        Aggregate
+            With the model as it was, and a note, where the round gave no usable sum.
+
+        Raises
+        ------
+        RoundClosedError
+            The round has not come so far.
+        SumUnusableError
+            A sum is attested, but no copy of it could be had.
+        """
+        found = self.round(version)
+        if found.state not in (RoundState.SUMMED, RoundState.SETTLED):
+            state = found.state.name.lower()
+            raise RoundClosedError(
+                "not_summed", f"expected round {version} to be summed, it is {state}"
+            )
+        task = self._task()
+        base = self.fetch_model(version) if model is None else model
+        expected = Expected(
+            task=self.task,
+            version=version,
+            codec=Codec(task.terms.clip_e6, task.terms.slot_bits, task.terms.parameters),
+            key_hash=bytes(task.terms.key_hash),
+        )
+        if Mode(task.terms.mode) is Mode.SEALED:
+            return self._aggregate_sealed(found, base, expected)
+        return self._aggregate_sum(found, base, expected, task.terms.sum_min)
+
+    def evidence(self, found: Round) -> str:
+        """Return the hex digest that names the result of a summed round, see `Aggregate`."""
+        if Mode(self._task().terms.mode) is Mode.SEALED:
+            hashes = sorted(bytes(m.upload_hash) for m in self._accepted(found.version))
+            return hashlib.sha256(b"".join(hashes)).hexdigest()
+        return bytes(found.sum_hash).hex()
+
+    def _aggregate_sum(
+        self, found: Round, base: Model, expected: Expected, sum_min: int
+    ) -> Aggregate:
+        version, sum_hash = found.version, bytes(found.sum_hash)
+        if not any(sum_hash):
+            if found.accepted < sum_min:
+                note = f"{found.accepted} accepted uploads, fewer than sum_min {sum_min}"
+            else:
+                note = f"no quorum of validators attested the sum of {found.accepted} uploads"
+            return self._unchanged(found, base, f"{note}: the model stays as it is")
+        if self._paillier_key is None:
+            raise ConfigError("expected the task's Paillier key, to open the sum")
+        if self._paillier_key.public.key_hash != expected.key_hash:
+            raise ConfigError("the Paillier key given is not the task's")
+        ciphertexts = self._fetch_sum(found, expected)
+        try:
+            sums = self._paillier_key.decrypt_sums(
+                ciphertexts, expected.codec, found.accepted, workers=self._workers
+            )
+        except (CodecError, PaillierError) as exc:
+            # Attested, but no honest devices' sum: some device encrypted what no codec makes.
+            return self._unchanged(found, base, f"spoilt sum: {exc}; the model stays as it is")
+        model = apply_mean(base, expected.codec, sums, found.accepted, found.eta_e6)
+        return Aggregate(version, model, found.accepted, sum_hash.hex())
+
+    def _fetch_sum(self, found: Round, expected: Expected) -> bytes:
+        """Return the ciphertexts of the first right copy of the attested sum."""
+        complaints: list[str] = []
+        for who, cid in _sum_copies(found):
+            try:
+                return open_sum(
+                    self.store.get(cid, bytes_max=ENVELOPE_BYTES_MAX),
+                    expected=expected,
+                    updates=found.accepted,
+                    sum_hash=bytes(found.sum_hash),
+                    account=self.account,
+                    secret=self._secret,
+                )
+            except (StoreError, EnvelopeError, PaillierError) as exc:
+                log.warning("round %d: %s gave no right sum: %s", found.version, who, exc)
+                complaints.append(f"{who}: {exc}")
+        raise SumUnusableError(
+            f"round {found.version}: no right copy of the attested sum ({'; '.join(complaints)})"
+        )
+
+    def _aggregate_sealed(self, found: Round, base: Model, expected: Expected) -> Aggregate:
+        evidence = self.evidence(found)
+        updates: list[npt.NDArray[np.uint16]] = []
+        left_out: list[str] = []
+        for member in self._accepted(found.version):
+            try:
+                codes = open_update(
+                    self.store.get(member.upload_cid, bytes_max=ENVELOPE_BYTES_MAX),
+                    expected=expected,
+                    device=member.account,
+                    upload_hash=bytes(member.upload_hash),
+                    account=self.account,
+                    secret=self._secret,
+                )
+            except (StoreError, EnvelopeError, CodecError) as exc:
+                log.warning("round %d: %s is left out: %s", found.version, member.account, exc)
+                left_out.append(f"{member.account} is left out: {exc}")
+                continue
+            updates.append(codes)
+        note = "; ".join(left_out)
+        if not updates:
+            reason = note or "no accepted update"
+            return Aggregate(found.version, base, 0, evidence, f"{reason}: the model stays")
+        sums = sum_codes(expected.codec, updates)
+        model = apply_mean(base, expected.codec, sums, len(updates), found.eta_e6)
+        return Aggregate(found.version, model, len(updates), evidence, note)
+
+    def _accepted(self, version: int) -> list[Member]:
+        """Return the members whose upload of the round the validators accepted."""
+        return [
+            member
+            for member in self.members()
+            if member.upload_version == version
+            and member.upload_state == UploadState.PAID
+            and member.upload_reason == VerdictCode.ACCEPT
+        ]
+
+    def _unchanged(self, found: Round, base: Model, note: str) -> Aggregate:
+        log.warning("round %d: %s", found.version, note)
+        return Aggregate(found.version, base, 0, bytes(found.sum_hash).hex(), note)
+
+    def evaluate(self, model: Model, x: npt.ArrayLike, y: npt.ArrayLike) -> float:
+        """Return the share of right answers."""
+        labels = np.asarray(y)
+        if labels.ndim != 1 or not len(labels):
+            raise ConfigError("evaluation: expected at least one labelled point")
+        return float(np.count_nonzero(model.predict(x) == labels)) / len(labels)
+
+    # ---- the chain ----------------------------------------------------------------------------
+
+    def wait_irreversible(
+        self, read: Callable[[], _T], *, timeout_sec: float = IRREVERSIBLE_SEC
+    ) -> _T:
+        """Return what `read` reads once all that it can depend on is irreversible.
+
+        Reads, waits until the blocks that can hold what was read are irreversible, reads again;
+        where the chain changed its mind meanwhile, begins anew.
+
+        Raises
+        ------
+        IrreversibilityTimeout
+            The bound passed.
+        """
+        until = time.monotonic() + timeout_sec
+        before = read()
+        while True:
+            target = self.chain.get_info().head_block + PENDING_BLOCKS
+            self.chain.wait_until(
+                partial(self._is_irreversible, target),
+                timeout_sec=max(0.0, until - time.monotonic()),
+                what=f"block {target} to be irreversible",
+            )
+            after = read()
+            if after == before:
+                return after
+            before = after
+
+    def _is_irreversible(self, block: int) -> bool:
+        return self.chain.get_info().irreversible_block >= block
+
+    def exists(self) -> bool:
+        """Whether the task is on chain."""
+        try:
+            self._task()
+        except BadFieldError as exc:
+            if exc.code != "unknown_task":
+                raise
+            return False
+        return True
+
+    def version(self) -> int:
+        """Return the version of the newest round; 0 before the first."""
+        return self._task().version
+
+    def _task(self) -> Task:
+        return self.contract.task(self.task)
+
+    def _push(self, actions: Sequence[Action], *, wait: bool = False) -> str:
+        """Send actions in one transaction; with `wait`, return when it is irreversible."""
+        for left in reversed(range(SIGNATURES_MAX)):
+            result = self._send(actions)
+            try:
+                if wait:
+                    self._await(result)
+                break
+            except TransactionExpiredError as exc:
+                if not left:
+                    raise
+                log.warning("%s", exc)
+        return result.trx_id
+
+    def _send(self, actions: Sequence[Action]) -> PushResult:
+        # The same actions twice within one second would be one transaction but for the expiration.
+        expiration_sec = EXPIRATION_SEC + secrets.randbelow(EXPIRATION_SEC)
+        return self.chain.push(actions, [self._key], expiration_sec=expiration_sec)
+
+    def _await(self, result: PushResult) -> None:
+        """Wait until a transaction is irreversible; send the same bytes again meanwhile.
+
+        A node that was killed forgets what it had accepted. A transaction that it has not forgotten
+        is not executed twice.
+        """
+        until = time.monotonic() + IRREVERSIBLE_SEC
+        while True:
+            try:
+                self.chain.wait_irreversible(result, timeout_sec=RESEND_SEC)
+                return
+            except IrreversibilityTimeout:
+                if time.monotonic() >= until:
+                    raise
+            self.chain.send(result.body)
+
+
+def _load_key(account: str, key: PrivateKey | str | os.PathLike[str]) -> PrivateKey:
+    if isinstance(key, PrivateKey):
+        return key
+    if isinstance(key, str) and key.startswith(("PVT_K1_", "5")) and not Path(key).exists():
+        return PrivateKey.from_string(key)
+    holder, found = load_key_file(key)
+    if holder != account:
+        raise ConfigError(f"{os.fspath(key)}: expected the key of {account}, it is {holder}'s")
+    return found
+
+
+def _is_usable(public_key: bytes) -> bool:
+    """Whether something can be sealed to these 32 bytes; a member may have given any."""
+    from nacl import bindings
+    from nacl.exceptions import CryptoError
+
+    try:
+        bindings.crypto_box_seal(b"", bytes(public_key))
+    except (CryptoError, TypeError, ValueError):
+        return False
+    return True
+
+
+def _sum_copies(found: Round) -> list[tuple[str, str]]:
+    """Return (validator, CID) of every copy of the attested sum; after `settle` one is left."""
+    copies: dict[str, str] = {}
+    for validator, vote in zip(found.validators, found.sums, strict=False):
+        if bytes(vote.hash) == bytes(found.sum_hash):
+            copies.setdefault(vote.cid, validator)
+    copies.setdefault(found.sum_cid, "the round's record")
+    return [(who, cid) for cid, who in copies.items()]

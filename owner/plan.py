@@ -1,0 +1,328 @@
+"""What a whole training is: the plan that `owner.run` carries out, and its file.
+
+A plan file is JSON, or TOML where the interpreter reads it (Python 3.11 on). Its keys are the
+fields of `Plan`; amounts are texts such as "100.0000 TOK", rates and bounds are plain numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradledger.chain.names import Asset, check_account
+from gradledger.codec import CODE_MAX, SLOT_BITS_MAX, SLOT_BITS_MIN
+from gradledger.errors import ConfigError, GradledgerError
+from gradledger.models import POINTS_MAX, architecture_from, load_validation_set
+
+__all__ = ["Plan", "load_data", "load_plan", "scaled", "slot_bits_for"]
+
+PLAN_BYTES_MAX = 1 << 20
+DATA_BYTES_MAX = 1 << 30
+ROUNDS_MAX = 100_000
+E6 = 1_000_000
+
+MODES = ("paillier", "sealed")
+RULES = ("trend", "threshold", "either", "both")
+SILENCES = ("refund", "pay")
+VALIDATOR_KINDS = ("named", "producers")
+INITIALS = ("normal", "glorot")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training of several rounds.
+
+    Parameters
+    ----------
+    task : str
+        Name of the task, at most 12 characters out of a-z and 1-5.
+    rounds : int
+    architecture : mapping
+        For instance ``{"kind": "mlp", "layers": [64, 32, 10], "activation": "relu"}``.
+    devices, validators : tuple of str
+        Accounts to admit. Who is a member already stays one.
+    deposit : str
+        What the task's deposits shall amount to in all, such as ``"100.0000 TOK"``; fixes the
+        token's symbol. What is missing is paid in when the training starts.
+    price : str
+        For one example.
+    budget : str
+        What a round keeps; the owner cannot withdraw it before the round is closed.
+    class_names : tuple of str
+        One for each class; by default "0", "1", ...
+    description : str
+        On the public task card.
+    token_contract : str
+    mode : {"paillier", "sealed"}
+    public : bool
+        Whether the model lies on IPFS in the clear.
+    silence : {"refund", "pay"}
+        What becomes of an upload that nobody judged in time.
+    validators_kind : {"named", "producers"}
+    errors_max, cost_max, devices_max, sum_min : int
+        As `task_terms` of the contract. `devices_max` of 0: as many as `devices`.
+    clip : float
+        Updates are clipped to +-clip.
+    open_sec, verdict_sec, sum_sec : int
+        Lengths of the phases of a round.
+    close_after : int
+        Close early once so many uploads are in; 0: never.
+    rule : {"trend", "threshold", "either", "both"}
+        CSVES.
+    tau : float
+        Threshold of CSVES-Th.
+    eta : float
+        Aggregation rate.
+    epochs, batch_size, measures, seed : int
+        Of the training recipe; the seed of round k is ``seed + k``, modulo 2**64.
+    rate : float
+        Learning rate.
+    points_per_class : int
+        m: validation points of each class that a device declared.
+    initial : {"normal", "glorot"}
+        How T_0 is drawn where no file gives it: N(0, 1), or uniform by Glorot and Bengio.
+    initial_seed : int
+    devices_min : int
+        Open no round before so many devices have joined.
+    join_sec : int
+        How long to wait for them.
+    """
+
+    task: str
+    rounds: int
+    architecture: Mapping[str, Any]
+    devices: tuple[str, ...]
+    validators: tuple[str, ...]
+    deposit: str
+    price: str
+    budget: str
+    class_names: tuple[str, ...] = ()
+    description: str = ""
+    token_contract: str = "eosio.token"
+    mode: str = "paillier"
+    public: bool = False
+    silence: str = "refund"
+    validators_kind: str = "named"
+    errors_max: int = 64
+    cost_max: int = 1_000_000
+    devices_max: int = 0
+    sum_min: int = 3
+    clip: float = 1.0
+    open_sec: int = 60
+    verdict_sec: int = 60
+    sum_sec: int = 60
+    close_after: int = 0
+    rule: str = "either"
+    tau: float = 0.1
+    eta: float = 1.0
+    epochs: int = 1
+    batch_size: int = 32
+    rate: float = 0.05
+    measures: int = 8
+    seed: int = 0
+    points_per_class: int = 10
+    initial: str = "normal"
+    initial_seed: int = 0
+    devices_min: int = 1
+    join_sec: int = 120
+
+    def __post_init__(self) -> None:
+        for name in ("devices", "validators", "class_names"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not all(isinstance(item, str) for item in value):
+                raise ConfigError(f"plan: {name}: expected a list of texts")
+            object.__setattr__(self, name, tuple(value))
+        for name in (self.task, self.token_contract, *self.devices, *self.validators):
+            check_account(name)
+        network = architecture_from(self.architecture)
+        object.__setattr__(self, "architecture", network.to_dict())
+        if not self.class_names:
+            names = tuple(str(c) for c in range(network.classes()))
+            object.__setattr__(self, "class_names", names)
+        if len(self.class_names) != network.classes():
+            raise ConfigError(
+                f"plan: class_names: expected {network.classes()}, got {len(self.class_names)}"
+            )
+        if len({*self.devices, *self.validators}) != len(self.devices) + len(self.validators):
+            raise ConfigError("plan: an account is device or validator, and once")
+        _check_choice("mode", self.mode, MODES)
+        _check_choice("rule", self.rule, RULES)
+        _check_choice("silence", self.silence, SILENCES)
+        _check_choice("validators_kind", self.validators_kind, VALIDATOR_KINDS)
+        _check_choice("initial", self.initial, INITIALS)
+        if self.devices_max == 0:
+            object.__setattr__(self, "devices_max", max(len(self.devices), self.sum_min))
+        _check_int("rounds", self.rounds, 1, ROUNDS_MAX)
+        _check_int("devices_max", self.devices_max, 1, 65_535)
+        _check_int("points_per_class", self.points_per_class, 1, POINTS_MAX)
+        _check_int("devices_min", self.devices_min, 0, self.devices_max)
+        _check_int("join_sec", self.join_sec, 0, 30 * 86_400)
+        _check_int("seed", self.seed, 0, 2**64 - 1)
+        _check_int("initial_seed", self.initial_seed, 0, 2**64 - 1)
+        for name in ("clip", "tau", "eta", "rate"):
+            scaled(name, getattr(self, name))
+        if len({self.symbol_of(name) for name in ("deposit", "price", "budget")}) != 1:
+            raise ConfigError("plan: deposit, price and budget: expected one token symbol")
+        slot_bits_for(self.devices_max)
+
+    def symbol_of(self, name: str) -> str:
+        """Return the symbol, with its precision, of one of the plan's amounts."""
+        return str(self.amount(name).symbol)
+
+    def amount(self, name: str) -> Asset:
+        """Return `deposit`, `price` or `budget` as an exact amount."""
+        try:
+            return Asset.parse(getattr(self, name))
+        except GradledgerError as exc:
+            raise ConfigError(f"plan: {name}: {exc}") from exc
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as a JSON object, with every default filled in."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Plan:
+        """Build a plan from a JSON object.
+
+        Raises
+        ------
+        ConfigError
+            A field is missing, unknown or wrong; the message names it.
+        """
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        unknown = sorted(set(value) - set(known))
+        if unknown:
+            raise ConfigError(f"plan: unknown field {', '.join(unknown)}")
+        missing = [
+            name
+            for name, f in known.items()
+            if f.default is dataclasses.MISSING and name not in value
+        ]
+        if missing:
+            raise ConfigError(f"plan: expected the field {', '.join(missing)}")
+        for name, item in value.items():
+            _check_type(name, str(known[name].type), item)
+        return cls(**value)
+
+
+def scaled(name: str, value: float) -> int:
+    """Return a rate or a bound in 1e-6 units.
+
+    Raises
+    ------
+    ConfigError
+        Not a number, negative, or more than 32 bits hold.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 4294:
+        raise ConfigError(f"{name}: expected a number from 0 to 4293, got {value!r}")
+    return round(value * E6)
+
+
+def slot_bits_for(devices_max: int) -> int:
+    """Return the narrowest slot in which `devices_max` updates add without carry."""
+    for bits in range(SLOT_BITS_MIN, SLOT_BITS_MAX + 1):
+        if devices_max * CODE_MAX < 1 << bits:
+            return bits
+    raise ConfigError(f"devices_max: expected fewer than 65537, got {devices_max}")
+
+
+def load_plan(path: Path) -> tuple[Plan, dict[str, Path]]:
+    """Read a plan file.
+
+    Parameters
+    ----------
+    path : Path
+        ``.toml``, otherwise JSON. Beside the plan's fields it may have ``data``, an object with the
+        paths ``validation``, ``test`` and ``model``, which count from the file's directory.
+
+    Returns
+    -------
+    plan : Plan
+    data : dict of str to Path
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read(PLAN_BYTES_MAX + 1)
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc.strerror}") from exc
+    if len(text) > PLAN_BYTES_MAX:
+        raise ConfigError(f"{path}: expected at most {PLAN_BYTES_MAX} bytes")
+    try:
+        value = _parse_toml(path, text) if path.suffix == ".toml" else json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected an object with the plan's fields")
+    data = value.pop("data", {})
+    if not isinstance(data, dict) or set(data) - {"validation", "test", "model"}:
+        raise ConfigError(f"{path}: data: expected the paths validation, test, model")
+    if not all(isinstance(each, str) for each in data.values()):
+        raise ConfigError(f"{path}: data: expected paths")
+    return Plan.from_dict(value), {k: path.parent / v for k, v in data.items()}
+
+
+def _parse_toml(path: Path, text: bytes) -> Any:
+    try:
+        import tomllib  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        raise ConfigError(
+            f"{path}: this Python reads no TOML (3.11 on does): write it as JSON"
+        ) from None
+    return tomllib.loads(text.decode())
+
+
+def load_data(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read labelled points: ``x`` [points, features] and ``y`` [points].
+
+    Parameters
+    ----------
+    path : Path
+        ``.npz`` with the arrays x and y, or the safetensors file of a validation set.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing, too large, or holds something else. Nothing is ever unpickled.
+    """
+    try:
+        if path.stat().st_size > DATA_BYTES_MAX:
+            raise ConfigError(f"{path}: expected at most {DATA_BYTES_MAX} bytes")
+        if path.suffix != ".npz":
+            return load_validation_set(path.read_bytes())
+        with np.load(path, allow_pickle=False) as arrays:
+            return np.asarray(arrays["x"], np.float32), np.asarray(arrays["y"], np.int64)
+    except (OSError, KeyError, ValueError) as exc:
+        raise ConfigError(f"{path}: expected arrays x and y: {exc}") from exc
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"plan: {name}: expected {' or '.join(choices)}, got {value!r}")
+
+
+def _check_int(name: str, value: object, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise ConfigError(f"plan: {name}: expected {low}..{high}, got {value!r}")
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "bool": (bool,),
+    "float": (int, float),
+    "tuple[str, ...]": (list, tuple),
+    "Mapping[str, Any]": (Mapping,),
+}
+
+
+def _check_type(name: str, annotation: str, value: object) -> None:
+    wanted = _TYPES[annotation]
+    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+        raise ConfigError(f"plan: {name}: expected {annotation}, got {type(value).__name__}")

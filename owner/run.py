@@ -1,0 +1,545 @@
+"""A whole training, which can be stopped at any point and started again.
+
+There is no journal of steps. `run` looks at the chain, does the one step that the chain shows to be
+next, and looks again: a step that has happened is not done twice, and one that the chain forgot
+(a node that was killed) is done again. What the chain cannot give back, the plan and the models,
+lies in the state directory, written before the step that needs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gradledger.chain.contract import (
+    Mode,
+    Recipe,
+    Role,
+    Round,
+    RoundState,
+    RoundTerms,
+    Rule,
+    Silence,
+    Task,
+    UploadState,
+    ValidatorsKind,
+    VerdictCode,
+)
+from gradledger.chain.names import Asset
+from gradledger.errors import (
+    ConfigError,
+    NodeError,
+    RoundClosedError,
+    StaleVersionError,
+    StoreUnavailableError,
+)
+from gradledger.models import Model
+from owner.errors import SumUnusableError, WaitTimeoutError
+from owner.owner import Owner, Published
+from owner.plan import Plan, scaled, slot_bits_for
+from owner.state import StateDir
+from owner.validation_sets import ValidationData
+
+__all__ = ["STEPS", "Progress", "RoundReport", "run"]
+
+log = logging.getLogger("gradledger.owner")
+
+STEPS = (
+    "create",
+    "admit",
+    "deposit",
+    "join",
+    "publish",
+    "issue",
+    "open",
+    "close",
+    "verdicts",
+    "sum",
+    "aggregate",
+    "settle",
+    "report",
+)
+POLL_SEC = 0.15
+RETRY_SEC = 1.0
+TURNS_MAX = 1_000  # steps of one round, repetitions included
+PATIENCE_SEC = 120.0
+
+Points = tuple[npt.ArrayLike, npt.ArrayLike]
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What a round came to, from the chain's tables.
+
+    Parameters
+    ----------
+    version : int
+        Round k.
+    accuracy : float
+        Of T_k on the owner's test data.
+    uploads, accepted, refused : int
+        Recorded uploads, and the validators' decisions on them. An upload that the contract itself
+        refused was never recorded.
+    paid : int
+        Smallest units of the task's token.
+    reasons : dict of str to int
+        Why uploads were refused, and how many.
+    updates : int
+        Updates that went into T_k; 0: T_k is T_(k-1).
+    note : str
+        Why, or what was left out.
+    """
+
+    version: int
+    accuracy: float
+    uploads: int
+    accepted: int
+    refused: int
+    paid: int
+    reasons: dict[str, int] = field(default_factory=dict)
+    updates: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step that begins or is over; handed to `progress`.
+
+    Parameters
+    ----------
+    step : str
+        One of `STEPS`.
+    version : int
+        Round; 0 before the first.
+    done : bool
+        Whether the step is over; what it recorded may still be reversible.
+    round : Round or None
+        The round as last read.
+    """
+
+    step: str
+    version: int
+    done: bool
+    round: Round | None = None
+
+
+def run(
+    plan: Plan,
+    *,
+    owner: Owner,
+    state: StateDir | str | Path,
+    validation: Points,
+    test: Points,
+    initial: Model | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    may_close: Callable[[Round], bool] | None = None,
+) -> Iterator[RoundReport]:
+    """Carry a training through, from wherever it stands.
+
+    Parameters
+    ----------
+    plan : Plan
+        The same at every start of one training; only `rounds`, `deposit`, `devices`, `validators`
+        and what a round fixes anew (price, phases, recipe, ...) may change in between.
+    owner : Owner
+        Of the plan's task.
+    state : StateDir or path
+        The state directory; one process at a time works in it.
+    validation, test : pair of arrays (x, y)
+        The owner's own points: the first are handed out to devices, the second measure accuracy.
+    initial : Model, optional
+        T_0; by default drawn as the plan says.
+    progress : callable, optional
+        Called before and after every step. What it raises ends the run, as a signal would.
+    may_close : callable, optional
+        Asked, with the open round, before a round is closed early; by default always yes.
+
+    Yields
+    ------
+    RoundReport
+        Of every round, from the first on: those of earlier starts come from the state directory.
+        A report comes only when the round is settled irreversibly.
+
+    Raises
+    ------
+    ConfigError
+        The plan does not fit the task, the state directory or the data.
+    WaitTimeoutError
+        No progress within the bounds; start again once the cause is gone.
+    """
+    if plan.task != owner.task:
+        raise ConfigError(f"plan: expected task {owner.task}, got {plan.task}")
+    directory = state if isinstance(state, StateDir) else StateDir(state)
+    with directory.locked():
+        training = _Training(plan, owner, directory, validation, test, initial, progress, may_close)
+        training.prepare()
+        for version in range(1, plan.rounds + 1):
+            yield training.carry_through(version)
+
+
+_FIXED = (
+    *("task", "architecture", "class_names", "description", "token_contract", "mode", "public"),
+    *("silence", "validators_kind", "errors_max", "cost_max", "devices_max", "sum_min", "clip"),
+    *("initial", "initial_seed"),
+)
+
+
+class _Training:
+    def __init__(
+        self,
+        plan: Plan,
+        owner: Owner,
+        state: StateDir,
+        validation: Points,
+        test: Points,
+        initial: Model | None,
+        progress: Callable[[Progress], None] | None,
+        may_close: Callable[[Round], bool] | None,
+    ) -> None:
+        self._plan = plan
+        self._owner = owner
+        self._state = state
+        self._validation = ValidationData(*validation)
+        self._test = (np.asarray(test[0], np.float32), np.asarray(test[1], np.int64))
+        self._initial = initial
+        self._progress = progress
+        self._may_close = may_close
+        self._final: set[int] = set()  # rounds that this process saw settled irreversibly
+
+    # ---- before the first round ---------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Record the plan; see to task, members, deposit and T_0."""
+        self._check_plan()
+        self._patiently(0, lambda: self._step("create", 0, self._create))
+        self._patiently(0, lambda: self._step("admit", 0, self._admit))
+        self._patiently(0, lambda: self._step("deposit", 0, self._deposit))
+        if self._owner.version() < self._plan.rounds:
+            self._patiently(0, lambda: self._step("join", 0, self._await_members))
+        if self._state.model_record(0) is None:
+            self._state.save_model(0, self._first_model(), {"evidence": ""})
+
+    def _check_plan(self) -> None:
+        now, before = self._plan.to_dict(), self._state.plan()
+        if before is not None:
+            changed = [name for name in _FIXED if before.get(name) != now[name]]
+            if changed:
+                raise ConfigError(
+                    f"{self._state.path}: this training was started with another "
+                    f"{', '.join(changed)}; take another state directory, or the plan it has"
+                )
+        if before != now:
+            self._state.save_plan(now)
+
+    def _first_model(self) -> Model:
+        if self._initial is None:
+            return first_model(self._plan)
+        wanted, found = self._plan.architecture, self._initial.architecture
+        if found != wanted:
+            raise ConfigError(f"T_0: expected {wanted}, got {found}")
+        return self._initial
+
+    def _create(self) -> None:
+        create_task(self._owner, self._plan)
+
+    def _admit(self) -> None:
+        self._owner.admit_devices(self._plan.devices)
+        self._owner.admit_validators(self._plan.validators)
+
+    def _deposit(self) -> None:
+        """Pay in what is missing; what is on its way must be settled before it is counted."""
+        wanted = self._plan.amount("deposit")
+
+        def deposited() -> int:
+            return self._owner.escrow().deposited
+
+        if deposited() >= wanted.amount:
+            return
+        missing = wanted.amount - self._owner.wait_irreversible(deposited)
+        if missing > 0:
+            self._owner.deposit(Asset(missing, wanted.symbol))
+
+    def _await_members(self) -> None:
+        """Wait for a validator and for enough devices."""
+        plan = self._plan
+        until = time.monotonic() + plan.join_sec
+        while True:
+            joined = [m for m in self._owner.members() if m.joined]
+            devices = sum(m.role == Role.DEVICE for m in joined)
+            validators = len(joined) - devices
+            wanted = len(plan.validators)
+            if devices >= plan.devices_min and validators >= wanted:
+                return
+            if time.monotonic() >= until:
+                if devices >= plan.devices_min and validators:
+                    return  # a validator that is away must not stop the task
+                raise WaitTimeoutError(
+                    f"task {plan.task}: after {plan.join_sec} s {devices} of at least "
+                    f"{plan.devices_min} devices and {validators} of {wanted} validators have "
+                    "joined; start again when they have"
+                )
+            time.sleep(POLL_SEC)
+
+    # ---- a round ------------------------------------------------------------------------------
+
+    def carry_through(self, version: int) -> RoundReport:
+        """Do, again and again, what the chain shows to be next, until the round is settled."""
+        saved = self._state.report(version)
+        if saved is not None:
+            return _report_from(saved)
+        for _ in range(TURNS_MAX):
+            report = self._patiently(version, lambda: self._turn(version))
+            if report is not None:
+                return report
+        raise WaitTimeoutError(f"round {version}: not settled after {TURNS_MAX} steps")
+
+    def _turn(self, version: int) -> RoundReport | None:
+        owner = self._owner
+        if owner.version() < version:
+            self._open(version)
+            return None
+        found = owner.round(version)
+        self._base(found)
+        if found.state is RoundState.OPEN:
+            self._step("issue", version, lambda: self._issue(version), found)
+            self._step("close", version, lambda: self._close(version), found)
+        elif found.state is RoundState.VERIFYING:
+            self._step("verdicts", version, lambda: owner.wait_verdicts(version), found)
+        elif found.state is RoundState.SUMMING:
+            self._step("sum", version, lambda: owner.wait_sum(version), found)
+        elif found.state is RoundState.SUMMED:
+            self._step("aggregate", version, lambda: self._aggregate(version), found)
+            self._step("settle", version, lambda: self._settle(version), found)
+        else:
+            return self._finish(version)
+        return None
+
+    def _open(self, version: int) -> None:
+        """Publish, issue, open: each in an order that a device finds all it needs in the round."""
+        if version > 1:
+            self._aggregate(version - 1)
+        model = self._state.model(version - 1)
+        if model is None:
+            raise ConfigError(f"{self._state.path}: the model T_{version - 1} is missing")
+        record = self._step("publish", version, lambda: self._publish(version, model))
+        self._step("issue", version, lambda: self._issue(version))
+        terms = round_terms(self._plan, version, record["cid"], bytes.fromhex(record["hash"]))
+        self._step("open", version, lambda: self._owner.open_round(version, terms, wait=False))
+
+    def _publish(self, version: int, model: Model) -> Mapping[str, Any]:
+        """Put the model on IPFS, unless an earlier start did for the same readers."""
+        record = self._state.published(version)
+        evidence = (self._state.model_record(version - 1) or {}).get("evidence")
+        readers = list(self._owner.readers())
+        if record and record["readers"] == readers and record["evidence"] == evidence:
+            return record
+        published = self._owner.publish_model(model, version)
+        record = published.to_record(evidence or "")
+        self._state.save_published(version, record)
+        return record
+
+    def _issue(self, version: int) -> None:
+        self._owner.issue_validation_sets(
+            version,
+            self._validation,
+            per_class=self._plan.points_per_class,
+            seed=self._state.set_seed(),
+            wait=False,
+        )
+
+    def _close(self, version: int) -> None:
+        """Wait for the deadline, or until the round may be closed early; close it."""
+        owner = self._owner
+        until = time.monotonic() + self._plan.open_sec + PATIENCE_SEC
+        found = owner.round(version)
+        while found.state is RoundState.OPEN:
+            over = owner.chain_time() >= found.deadline
+            early = found.close_after != 0 and found.uploads >= found.close_after
+            if over or (early and (self._may_close is None or self._may_close(found))):
+                owner.close_round(version, wait=False)
+                return
+            if time.monotonic() > until:
+                raise WaitTimeoutError(f"round {version}: the chain does not reach its deadline")
+            self._tell("close", version, False, found)
+            time.sleep(POLL_SEC)
+            found = owner.round(version)
+
+    def _base(self, found: Round) -> Model:
+        """Return T_(version-1), from IPFS where the state directory has another or none."""
+        version = found.version
+        record = self._state.published(version)
+        model = self._state.model(version - 1)
+        published = bytes(found.model_hash).hex()
+        if model is None or record is None or record["hash"] != published:
+            model = self._owner.fetch_model(version)
+            log.warning("round %d: T_%d taken from IPFS", version, version - 1)
+            origin: dict[str, Any] = {"evidence": ""}
+            if version > 1:
+                before = self._owner.round(version - 1)
+                origin = {
+                    "evidence": self._owner.evidence(before),
+                    "updates": before.accepted,
+                    "note": "taken from IPFS",
+                }
+            self._state.save_model(version - 1, model, origin)
+            taken = Published(version, found.model_cid, bytes(found.model_hash), ())
+            self._state.save_published(version, taken.to_record(origin["evidence"]))
+        return model
+
+    def _aggregate(self, version: int) -> None:
+        """Make T_version, unless it is there and was made from this very result of the chain."""
+        owner = self._owner
+        if owner.version() > version:
+            self._base(owner.round(version + 1))
+            return
+        found = owner.round(version)
+        record = self._state.model_record(version)
+        if (
+            record is not None
+            and record["evidence"] == owner.evidence(found)
+            and self._state.model(version) is not None
+        ):
+            return
+        result = owner.aggregate(version, self._base(found))
+        self._state.save_model(version, result.model, result.to_record())
+
+    def _settle(self, version: int) -> None:
+        self._owner.settle(version, wait=True)
+        self._final.add(version)
+
+    def _finish(self, version: int) -> RoundReport:
+        """Wait until the settled round is irreversible; report it."""
+        owner = self._owner
+        if version in self._final:
+            found = owner.round(version)
+        else:
+            found = owner.wait_irreversible(lambda: owner.round(version))
+        if found.state is not RoundState.SETTLED:
+            raise RoundClosedError("not_settled", f"round {version} is no longer settled")
+        self._aggregate(version)
+        return self._step("report", version, lambda: self._report(found), found)
+
+    def _report(self, found: Round) -> RoundReport:
+        version = found.version
+        record = self._state.model_record(version)
+        model = self._state.model(version)
+        if record is None or model is None:
+            raise ConfigError(f"{self._state.path}: the model T_{version} is missing")
+        reasons: dict[str, int] = {}
+        for member in self._owner.members():
+            if member.upload_version == version and member.upload_state == UploadState.REFUSED:
+                reason = VerdictCode(member.upload_reason).name.lower()
+                reasons[reason] = reasons.get(reason, 0) + 1
+        report = RoundReport(
+            version=version,
+            accuracy=self._owner.evaluate(model, *self._test),
+            uploads=found.uploads,
+            accepted=found.accepted,
+            refused=found.refused,
+            paid=found.paid,
+            reasons=dict(sorted(reasons.items())),
+            updates=record.get("updates", 0),
+            note=record.get("note", ""),
+        )
+        self._state.save_report(version, asdict(report))
+        return report
+
+    # ---- patience -----------------------------------------------------------------------------
+
+    def _step(
+        self, step: str, version: int, action: Callable[[], Any], found: Round | None = None
+    ) -> Any:
+        self._tell(step, version, False, found)
+        result = action()
+        self._tell(step, version, True, found)
+        return result
+
+    def _tell(self, step: str, version: int, done: bool, found: Round | None) -> None:
+        if self._progress is not None:
+            self._progress(Progress(step, version, done, found))
+
+    def _patiently(self, version: int, action: Callable[[], Any]) -> Any:
+        """Do it again while nodes are away or the chain moved on meanwhile; within a bound."""
+        until = time.monotonic() + PATIENCE_SEC
+        while True:
+            try:
+                return action()
+            except (
+                NodeError,
+                StoreUnavailableError,
+                SumUnusableError,
+                RoundClosedError,
+                StaleVersionError,
+            ) as exc:
+                if time.monotonic() > until:
+                    raise
+                log.warning("round %d: %s; trying again", version, exc)
+                time.sleep(RETRY_SEC)
+
+
+def create_task(owner: Owner, plan: Plan) -> Task:
+    """Create the task that a plan describes; one that is there with the same terms is taken."""
+    terms: dict[str, Any] = {
+        "token_contract": plan.token_contract,
+        "token_symbol": plan.amount("deposit").symbol,
+        "mode": Mode[plan.mode.upper()],
+        "is_public": plan.public,
+        "validators_kind": ValidatorsKind[plan.validators_kind.upper()],
+        "silence": Silence[plan.silence.upper()],
+        "errors_max": plan.errors_max,
+        "cost_max": plan.cost_max,
+        "devices_max": plan.devices_max,
+        "sum_min": plan.sum_min,
+        "slot_bits": slot_bits_for(plan.devices_max),
+        "clip_e6": scaled("clip", plan.clip),
+    }
+    return owner.create_task(
+        terms,
+        architecture=plan.architecture,
+        class_names=plan.class_names,
+        description=plan.description,
+    )
+
+
+def first_model(plan: Plan) -> Model:
+    """Draw T_0 as a plan says."""
+    draw = Model.random_glorot if plan.initial == "glorot" else Model.random_normal
+    return draw(plan.architecture, plan.initial_seed)
+
+
+def round_terms(plan: Plan, version: int, cid: str, digest: bytes) -> RoundTerms:
+    """Return the terms of round `version` with the model that was published for it."""
+    return RoundTerms(
+        model_cid=cid,
+        model_hash=digest,
+        price=plan.amount("price").amount,
+        budget=plan.amount("budget").amount,
+        open_sec=plan.open_sec,
+        verdict_sec=plan.verdict_sec,
+        sum_sec=plan.sum_sec,
+        close_after=plan.close_after,
+        rule=Rule[plan.rule.upper()],
+        tau=scaled("tau", plan.tau),
+        eta_e6=scaled("eta", plan.eta),
+        training=Recipe(
+            epochs=plan.epochs,
+            batch_size=plan.batch_size,
+            rate_e6=scaled("rate", plan.rate),
+            measures=plan.measures,
+            seed=(plan.seed + version) % 2**64,
+        ),
+    )
+
+
+def _report_from(saved: Mapping[str, Any]) -> RoundReport:
+    try:
+        return RoundReport(**saved)
+    except TypeError as exc:
+        raise ConfigError(f"the saved report is none: {exc}; remove its file") from exc

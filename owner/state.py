@@ -1,0 +1,223 @@
+"""The owner's state directory: what the chain does not hold, written so that a kill costs nothing.
+
+```
+DIR/plan.json               what the training was started with
+DIR/secret.json             seed of the validation sets (mode 0600)
+DIR/models/000000.st        T_0, T_1, ... as safetensors
+DIR/models/000001.json      from which result of the chain T_1 was made
+DIR/published/000001.json   CID and hash of the envelope of round 1's model, and who can open it
+DIR/reports/000001.json     what round 1 came to
+DIR/lock                    held while a process works here
+```
+
+Each file is written beside its place, synced and renamed into it, so that it is there whole or not
+at all. Everything but `plan.json` and `secret.json` can be had again from the chain and from IPFS.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gradledger.errors import ConfigError, GradledgerError
+from gradledger.models import Model
+from owner.errors import StateBusyError
+
+__all__ = ["StateDir", "write_atomically"]
+
+JSON_BYTES_MAX = 16 * 2**20
+MODEL_BYTES_MAX = 2**28 + 2**20
+SEED_BITS = 128
+
+
+class StateDir:
+    """The files of one task's training.
+
+    Parameters
+    ----------
+    path : path
+        Created, with mode 0700, where it does not exist.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name in ("models", "published", "reports"):
+                (self.path / name).mkdir(mode=0o700, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError(f"{self.path}: cannot make the state directory: {exc}") from exc
+
+    def __repr__(self) -> str:
+        return f"StateDir({str(self.path)!r})"
+
+    @contextmanager
+    def locked(self) -> Iterator[StateDir]:
+        """Hold the directory against other processes; the lock ends with the process.
+
+        Raises
+        ------
+        StateBusyError
+            Another process holds it.
+        """
+        handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise StateBusyError(
+                    f"{self.path}: another process carries this training on; wait for it or stop it"
+                ) from None
+            yield self
+        finally:
+            os.close(handle)
+
+    # ---- plan and secret ----------------------------------------------------------------------
+
+    def plan(self) -> dict[str, Any] | None:
+        """Return the recorded plan."""
+        return self._read_json("plan.json")
+
+    def save_plan(self, plan: Mapping[str, Any]) -> None:
+        """Record the plan."""
+        self._write_json("plan.json", plan)
+
+    def set_seed(self) -> int:
+        """Return the secret seed of the validation sets; drawn once, by the system's CSPRNG."""
+        found = self._read_json("secret.json")
+        if found is None:
+            found = {"set_seed": str(secrets.randbits(SEED_BITS))}
+            self._write_json("secret.json", found)
+        if stat.S_IMODE((self.path / "secret.json").stat().st_mode) & 0o077:
+            raise ConfigError(f"{self.path / 'secret.json'}: expected mode 0600")
+        try:
+            return int(found["set_seed"])
+        except (KeyError, TypeError, ValueError):
+            raise ConfigError(f"{self.path / 'secret.json'}: expected a set_seed") from None
+
+    # ---- models -------------------------------------------------------------------------------
+
+    def model(self, version: int) -> Model | None:
+        """Return T_version, or None where it is not here.
+
+        A file that is not a model (a damaged disk) counts as not here: the chain and IPFS give the
+        model again.
+        """
+        try:
+            data = self._read(_name("models", version, "st"), MODEL_BYTES_MAX)
+            return None if data is None else Model.from_bytes(data)
+        except ConfigError:
+            raise
+        except GradledgerError:
+            return None
+
+    def save_model(self, version: int, model: Model, record: Mapping[str, Any]) -> None:
+        """Write T_version, then the record that names its origin.
+
+        Parameters
+        ----------
+        version : int
+        model : Model
+        record : mapping
+            At least `evidence`. It lands after the model, so that whoever finds it finds the model.
+        """
+        write_atomically(self.path / _name("models", version, "st"), model.to_bytes())
+        self._write_json(_name("models", version, "json"), record)
+
+    def model_record(self, version: int) -> dict[str, Any] | None:
+        """Return what `save_model` recorded."""
+        return self._read_json(_name("models", version, "json"))
+
+    # ---- publications and reports -------------------------------------------------------------
+
+    def published(self, version: int) -> dict[str, Any] | None:
+        """Return the record of round `version`'s published model."""
+        return self._read_json(_name("published", version, "json"))
+
+    def save_published(self, version: int, record: Mapping[str, Any]) -> None:
+        """Record round `version`'s published model."""
+        self._write_json(_name("published", version, "json"), record)
+
+    def report(self, version: int) -> dict[str, Any] | None:
+        """Return the report of round `version`."""
+        return self._read_json(_name("reports", version, "json"))
+
+    def save_report(self, version: int, record: Mapping[str, Any]) -> None:
+        """Record the report of round `version`."""
+        self._write_json(_name("reports", version, "json"), record)
+
+    # ---- files --------------------------------------------------------------------------------
+
+    def _read(self, name: str, bytes_max: int) -> bytes | None:
+        try:
+            with open(self.path / name, "rb") as file:
+                data = file.read(bytes_max + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise ConfigError(f"{self.path / name}: cannot be read: {exc.strerror}") from exc
+        if len(data) > bytes_max:
+            raise ConfigError(f"{self.path / name}: expected at most {bytes_max} bytes")
+        return data
+
+    def _read_json(self, name: str) -> dict[str, Any] | None:
+        data = self._read(name, JSON_BYTES_MAX)
+        if data is None:
+            return None
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise ConfigError(f"{self.path / name}: expected a JSON object; remove the file")
+        return value
+
+    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        write_atomically(self.path / name, text.encode())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or not at all, whenever the process or the machine stops.
+
+    Parameters
+    ----------
+    path : Path
+        Replaced where it exists; mode 0600.
+    data : bytes
+
+    Raises
+    ------
+    ConfigError
+        The directory cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as exc:
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:
+            pass
+        raise ConfigError(f"{path}: cannot be written: {exc.strerror}") from exc
+
+
+def _name(folder: str, version: int, suffix: str) -> str:
+    return f"{folder}/{version:06d}.{suffix}"

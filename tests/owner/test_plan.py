@@ -1,0 +1,135 @@
+"""Plans: what is refused, and what a file may say."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from gradledger.errors import ConfigError, GradledgerError
+from gradledger.models import dump_validation_set
+from owner.plan import Plan, load_data, load_plan, scaled, slot_bits_for
+
+FIELDS = {
+    "task": "digits",
+    "rounds": 2,
+    "architecture": {"kind": "mlp", "layers": [4, 3], "activation": "relu"},
+    "devices": ["phone1", "phone2", "phone3"],
+    "validators": ["val1"],
+    "deposit": "10.0000 TOK",
+    "price": "0.0010 TOK",
+    "budget": "1.0000 TOK",
+}
+
+
+def test_defaults_follow_from_the_rest():
+    plan = Plan.from_dict(FIELDS)
+    assert plan.class_names == ("0", "1", "2")
+    assert plan.devices_max == 3
+    assert plan.amount("price").amount == 10
+    assert plan.mode == "paillier" and plan.rule == "either"
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rounds": 0}, "rounds: expected 1..100000, got 0"),
+        ({"rounds": "2"}, "rounds: expected int, got str"),
+        ({"rounds": True}, "rounds: expected int, got bool"),
+        ({"task": "Digits"}, "Digits"),
+        ({"devices": "phone1"}, "devices: expected tuple"),
+        ({"devices": ["val1"]}, "device or validator, and once"),
+        ({"devices": ["phone1", "phone1"]}, "device or validator, and once"),
+        ({"mode": "open"}, "mode: expected paillier or sealed, got 'open'"),
+        ({"rule": "none"}, "rule: expected trend or threshold or either or both"),
+        ({"price": "0.001 TOK"}, "expected one token symbol"),
+        ({"budget": "1.0000 TIK"}, "expected one token symbol"),
+        ({"deposit": "ten"}, "deposit: expected an amount"),
+        ({"class_names": ["a", "b"]}, "class_names: expected 3, got 2"),
+        ({"architecture": {"kind": "cnn"}}, "architecture of a known kind"),
+        ({"tau": -0.1}, "tau: expected a number"),
+        ({"tau": float("nan")}, "tau: expected a number"),
+        ({"devices_max": 65_536}, "devices_max: expected 1..65535"),
+        ({"seed": 2**64}, "seed: expected"),
+        ({"colour": "red"}, "unknown field colour"),
+    ],
+)
+def test_refused_plans(changes, message):
+    with pytest.raises(GradledgerError, match=message):
+        Plan.from_dict({**FIELDS, **changes})
+
+
+def test_a_missing_field_is_named():
+    fields = {name: value for name, value in FIELDS.items() if name != "price"}
+    with pytest.raises(ConfigError, match="expected the field price"):
+        Plan.from_dict(fields)
+
+
+@pytest.mark.parametrize(
+    ("devices_max", "bits"), [(1, 17), (2, 17), (3, 18), (4, 18), (5, 19), (1000, 26)]
+)
+def test_the_narrowest_slot_that_does_not_carry(devices_max, bits):
+    assert slot_bits_for(devices_max) == bits
+    assert devices_max * 65_535 < 1 << bits
+    assert bits == 17 or devices_max * 65_535 >= 1 << (bits - 1)
+
+
+def test_rates_are_rounded_to_millionths():
+    assert scaled("eta", 0.1) == 100_000
+    assert scaled("eta", 0) == 0
+    with pytest.raises(ConfigError, match="eta: expected a number"):
+        scaled("eta", 4294)
+
+
+def test_a_plan_file_with_data_beside_it(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({**FIELDS, "data": {"test": "test.npz"}}))
+    plan, data = load_plan(path)
+    assert plan == Plan.from_dict(FIELDS)
+    assert data == {"test": tmp_path / "test.npz"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[", "plan.json: "),
+        ("[]", "expected an object"),
+        ('{"data": {"train": "x"}}', "expected the paths validation, test, model"),
+        ('{"data": {"test": 3}}', "expected paths"),
+    ],
+)
+def test_refused_plan_files(tmp_path, text, message):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_plan(tmp_path / "plan.json")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_plan(tmp_path / "none.json")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib comes with Python 3.11")
+def test_a_plan_in_toml(tmp_path):
+    lines = [f"{k} = {json.dumps(v)}" for k, v in FIELDS.items() if k != "architecture"]
+    lines += ["[architecture]", 'kind = "mlp"', "layers = [4, 3]", 'activation = "relu"']
+    (tmp_path / "plan.toml").write_text("\n".join(lines))
+    assert load_plan(tmp_path / "plan.toml")[0] == Plan.from_dict(FIELDS)
+
+
+def test_points_from_npz_and_safetensors(tmp_path):
+    x, y = np.eye(3, dtype=np.float32), np.arange(3)
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    (tmp_path / "a.safetensors").write_bytes(dump_validation_set(x, y))
+    for name in ("a.npz", "a.safetensors"):
+        found_x, found_y = load_data(tmp_path / name)
+        assert (found_x == x).all() and (found_y == y).all()
+    np.savez(tmp_path / "b.npz", x=x)
+    with pytest.raises(ConfigError, match="expected arrays x and y"):
+        load_data(tmp_path / "b.npz")
+
+
+def test_points_are_never_unpickled(tmp_path):
+    np.savez(tmp_path / "c.npz", x=np.array([object()], dtype=object), y=np.arange(1))
+    with pytest.raises(ConfigError, match="expected arrays x and y"):
+        load_data(tmp_path / "c.npz")

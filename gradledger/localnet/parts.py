@@ -246,7 +246,9 @@ def _download(part: Part, folder: Path) -> Path:
     if done.returncode != 0 or len(found) != 1:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         wrong = [line for line in lines if line.startswith(("ERROR", "Got", "Expected"))]
-        raise PartsError(f"pip could not fetch {part.directory}: {'; '.join((wrong or lines)[-4:])}")
+        raise PartsError(
+            f"pip could not fetch {part.directory}: {'; '.join((wrong or lines)[-4:])}"
+        )
     with found[0].open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):

@@ -1,0 +1,79 @@
+"""The command line: ``gradledger GROUP ...``, one group per party."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from gradledger import __version__
+from gradledger.errors import GradledgerError
+
+_DESCRIPTION = """\
+Record and reward federated learning: devices train on data that never leave them, their encrypted
+updates go to IPFS, the chain records and checks them, and a contract pays out of escrow.
+"""
+_EPILOG = """\
+start here:
+  gradledger demo --out out/demo      ten devices, fifteen rounds, four validators, on real parts
+  gradledger up                       a local network to try things on; then `gradledger status`
+  gradledger owner --help             create a task, open rounds, aggregate, pay
+  gradledger validator --help         check uploads beside a producer, or on your own
+
+`gradledger COMMAND --help` says more and has examples. Devices embed `device_sdk` in Python.
+"""
+
+# Module of each command. It is imported only when one of its commands is called, or for --help.
+_GROUPS = {
+    "gradledger.localnet.cli": ("up", "down", "status", "parts"),
+    "owner.cli": ("owner",),
+    "producer_validation.cli": ("validator",),
+    "gradledger.demo.cli": ("demo",),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns
+    -------
+    int
+        0 done, 1 failed (the message says what to do next), 2 wrong usage.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(arguments)
+    args = parser.parse_args(arguments)
+    try:
+        return int(args.func(args) or 0)
+    except GradledgerError as exc:
+        print(f"gradledger: {exc}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; keep the interpreter from writing more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("gradledger: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gradledger",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"gradledger {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    first = next((one for one in arguments if not one.startswith("-")), None)
+    chosen = [module for module, commands in _GROUPS.items() if first in commands]
+    for module in chosen or _GROUPS:
+        importlib.import_module(module).add_commands(subparsers)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

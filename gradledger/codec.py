@@ -321,11 +321,11 @@ class Codec:
         """Pack consecutive plaintexts: eight slots always fill `slot_bits` whole bytes."""
         rows = -(-len(codes) // slots)
         groups = -(-slots // 8)
-        table = np.zeros((rows, groups * 8), dtype=np.uint32)
+        flat = np.zeros((rows, groups * 8), dtype=np.uint32)
         padded = np.zeros(rows * slots, dtype=np.uint32)
         padded[: len(codes)] = codes
-        table[:, :slots] = padded.reshape(rows, slots)
-        table = table.reshape(rows, groups, 8)
+        flat[:, :slots] = padded.reshape(rows, slots)
+        table = flat.reshape(rows, groups, 8)
         packed = np.zeros((rows, groups, self.slot_bits), dtype=np.uint8)
         for place in range(8):
             byte, shift = divmod(place * self.slot_bits, 8)
@@ -354,11 +354,12 @@ class Codec:
             for index in range(min(5, self.slot_bits - byte)):  # 32 + 7 bits: five bytes
                 value |= grouped[:, :, byte + index].astype(np.uint64) << np.uint64(8 * index)
             values[:, :, place] = (value >> np.uint64(shift)) & mask
-        values = values.reshape(len(plaintexts), groups * 8)
-        if values[:, slots:].any():
-            row = int(np.argmax(values[:, slots:].any(axis=1)))
-            raise CodecError(f"plaintext {first + row}: bits set above its last slot")
-        return values[:, :slots]
+        rows = values.reshape(len(plaintexts), groups * 8)
+        outside = rows[:, slots:].any(axis=1)
+        if outside.any():
+            place = first + int(np.argmax(outside))
+            raise CodecError(f"plaintext {place}: bits set above its last slot")
+        return rows[:, :slots]
 
 
 def _check_range(field: str, value: int, low: int, high: int) -> None:

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TypeVar
 
 from gradledger.chain.names import int_to_name, name_to_int
 from gradledger.errors import EnvelopeError, GradledgerError, NotAReaderError
@@ -36,6 +37,8 @@ _READER = struct.Struct("<Q80s")
 _ZERO_HASH = bytes(32)
 _ZERO_NONCE = bytes(_NONCE_BYTES)
 _UINT32_MAX = 2**32 - 1
+
+_Enum = TypeVar("_Enum", bound=IntEnum)
 
 
 class Kind(IntEnum):
@@ -501,7 +504,7 @@ def _check_presence(field: str, value: int, present: bool) -> None:
         raise EnvelopeError(f"{field}: expected {'more than 0' if present else '0'}, got {value}")
 
 
-def _member(enum: type[IntEnum], field: str, value: int) -> IntEnum:
+def _member(enum: type[_Enum], field: str, value: int) -> _Enum:
     try:
         return enum(value)
     except ValueError:

@@ -35,6 +35,7 @@ CALLS_MAX = 32  # calls of one store under way, those left at their deadline inc
 
 _BLOCK_BYTES = 65_536
 _ANSWER_BYTES_MAX = 65_536  # of any answer but content
+_VERSION_CHARS_MAX = 64
 _SERVER_SHARE = 0.8  # of the time: the server gives up first, and says why
 # The profile that `gradledger.cid` computes.
 _ADD_OPTIONS = {
@@ -48,14 +49,12 @@ _ADD_OPTIONS = {
     "quieter": "true",
     "wrap-with-directory": "false",
 }
+# What Kubo says of content, whatever its version; any other error is about the node.
+_CORRUPT_WORDS = ("different hash than requested",)
 _MISSING_WORDS = (
     "not found",
     "could not find",
-    "no such",
     "deadline exceeded",
-    "context canceled",
-    "timed out",
-    "missing",
     "not pinned",
 )
 
@@ -129,7 +128,7 @@ class Store:
         cid = cid_v0(data)
         answer = self._call("add", None, self._add, data)
         if answer != cid:
-            raise BlobCorruptError(f"expected the node to store {cid}, it stored {answer[:64]!r}")
+            raise BlobCorruptError(f"expected the node to store {cid}, it stored {answer!r:.64}")
         return cid
 
     def get(self, cid: str, *, bytes_max: int | None = None) -> bytes:
@@ -184,8 +183,7 @@ class Store:
         ConfigError
             The text is not a CIDv0.
         """
-        cid_to_digest(cid)
-        self._call("pin/add", cid, self._request, "/pin/add", cid, _ANSWER_BYTES_MAX)
+        self._pin("pin/add", cid)
 
     def unpin(self, cid: str) -> None:
         """Let the node drop content.
@@ -204,8 +202,7 @@ class Store:
         ConfigError
             The text is not a CIDv0.
         """
-        cid_to_digest(cid)
-        self._call("pin/rm", cid, self._request, "/pin/rm", cid, _ANSWER_BYTES_MAX)
+        self._pin("pin/rm", cid)
 
     def version(self) -> str:
         """Return the node's version; a cheap sign of life.
@@ -221,7 +218,17 @@ class Store:
             The node does not answer, or not in time.
         """
         answer = self._call("version", None, self._request, "/version", None, _ANSWER_BYTES_MAX)
-        return _field(answer, "Version")
+        version = _field(answer, "Version")
+        if not isinstance(version, str):
+            raise StoreUnavailableError(f"expected a version as text, got {answer[:64]!r}")
+        return version[:_VERSION_CHARS_MAX]
+
+    def _pin(self, name: str, cid: str) -> None:
+        """Add or remove a pin; the answer must name it."""
+        cid_to_digest(cid)
+        answer = self._call(name, cid, self._request, f"/{name}", cid, _ANSWER_BYTES_MAX)
+        if _field(answer, "Pins") != [cid]:
+            raise StoreUnavailableError(f"{name} {cid}: the answer names {answer[:64]!r}")
 
     def _call(self, name: str, cid: str | None, work: Callable[..., _T], *args: Any) -> _T:
         """Run `work(*args, deadline)` in a worker; leave it at the deadline."""
@@ -235,7 +242,7 @@ class Store:
 
         def run() -> None:
             try:
-                with self._mapped_errors(subject):
+                with self._mapped_errors(subject, cid):
                     outcome = work(*args, deadline), None
             except BaseException as exc:
                 results.put((None, exc))
@@ -257,7 +264,7 @@ class Store:
         wait = max(0.001, deadline - time.monotonic())
         return _client_class()(self.address, "api/v0", timeout=wait)
 
-    def _add(self, data: bytes, deadline: float) -> str:
+    def _add(self, data: bytes, deadline: float) -> Any:
         from ipfshttpclient import multipart
 
         body, headers = multipart.stream_bytes(_blocks(data), chunk_size=_BLOCK_BYTES)
@@ -296,9 +303,8 @@ class Store:
             for block in blocks:
                 length += len(block)
                 if length > bound:
-                    raise BlobTooLargeError(
-                        f"{cid or path}: expected at most {bound} bytes, more came"
-                    )
+                    error = BlobTooLargeError if path == "/cat" else StoreUnavailableError
+                    raise error(f"{path} {cid or ''}: expected at most {bound} bytes, more came")
                 if time.monotonic() > deadline:
                     raise self._late(f"{path} {cid or ''}")
                 parts.append(block)
@@ -308,7 +314,7 @@ class Store:
                 closable.close()
 
     @contextmanager
-    def _mapped_errors(self, subject: str) -> Iterator[None]:
+    def _mapped_errors(self, subject: str, cid: str | None) -> Iterator[None]:
         """Turn the client library's errors into the store's."""
         import requests
         import urllib3
@@ -318,13 +324,13 @@ class Store:
             yield
         except StoreError:
             raise
+        except exceptions.AddressError:
+            raise ConfigError(f"no store address: {self.address!r}") from None
         except exceptions.TimeoutError as exc:
             raise self._late(subject) from exc
         except exceptions.ErrorResponse as exc:
             text = str(exc)[:200]
-            if any(word in text.lower() for word in _MISSING_WORDS):
-                raise BlobMissingError(f"{subject}: {self.address} answers {text!r}") from exc
-            raise StoreUnavailableError(f"{subject}: {self.address} answers {text!r}") from exc
+            raise _error_of(text, cid)(f"{subject}: {self.address} answers {text!r}") from exc
         except (
             exceptions.Error,
             requests.RequestException,
@@ -361,6 +367,9 @@ def _client_class() -> Any:
             session = super()._make_session()
             session.trust_env = False  # no proxy between a party and its own node
             session.max_redirects = 0
+            for adapter in session.adapters.values():
+                # An argument of old that urllib3 2 warns its users of.
+                adapter.poolmanager.connection_pool_kw.pop("strict", None)
             return session
 
         def _do_raise_for_status(self, response: Any) -> None:
@@ -388,15 +397,24 @@ def _blocks(data: bytes) -> Iterator[bytes]:
         yield bytes(view[start : start + _BLOCK_BYTES])
 
 
-def _field(answer: bytes, name: str) -> str:
-    """Return a text field of a JSON answer."""
+def _error_of(text: str, cid: str | None) -> type[StoreError]:
+    """Return the error that a node's words about a CID stand for."""
+    words = text.lower()
+    if cid and any(word in words for word in _CORRUPT_WORDS):
+        return BlobCorruptError
+    if cid and any(word in words for word in _MISSING_WORDS):
+        return BlobMissingError
+    return StoreUnavailableError
+
+
+def _field(answer: bytes, name: str) -> Any:
+    """Return a field of a JSON answer."""
     try:
-        value = json.loads(answer)[name]
+        return json.loads(answer)[name]
     except (ValueError, KeyError, TypeError, RecursionError):
-        value = None
-    if not isinstance(value, str):
-        raise StoreUnavailableError(f"expected a JSON answer with {name}, got {answer[:64]!r}")
-    return value
+        raise StoreUnavailableError(
+            f"expected a JSON answer with {name}, got {answer[:64]!r}"
+        ) from None
 
 
 def _multiaddr_of(address: str) -> str:

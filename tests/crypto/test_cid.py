@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gradledger import cid
 from gradledger.errors import ConfigError
+from gradledger.store import Store
 
 # Made by the embedded Kubo 0.22.0: size -> CID of shake_128(b"gradledger").digest(size).
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "cid.json").read_text())
@@ -25,10 +26,8 @@ def test_cid_is_kubos(size):
     assert cid.cid_v0(content(size)) == VECTORS[str(size)]
 
 
-def test_kubo_itself_agrees(localnet):
-    from gradledger.store import Store
-
-    store = Store(localnet.store_addr)
+def test_kubo_itself_agrees(kubo):
+    store = Store(kubo.address)
     for size in (0, 1, 262_144, 262_145, 10_000_000, 46_000_000):
         assert store.put(content(size)) == VECTORS[str(size)]
 

@@ -158,7 +158,7 @@ def test_number_of_updates_is_bounded():
     sums = np.zeros(1, dtype=np.uint64)
     codec.dequantise_mean(sums, 2)
     for updates in (0, 3):
-        with pytest.raises(CodecError, match="updates: expected 1..2"):
+        with pytest.raises(CodecError, match=r"updates: expected 1\.\.2"):
             codec.dequantise_mean(sums, updates)
 
 
@@ -167,10 +167,10 @@ def test_bits_outside_the_slots_are_refused():
     good = [plaintext.ljust(26, b"\0") for plaintext in codec.pack(np.ones(5, np.uint16), 64)]
     codec.unpack(good, 64)
     above = (1 << 52).to_bytes(26, "little")
-    with pytest.raises(CodecError, match="^plaintext 1: bits set above its last slot$"):
+    with pytest.raises(CodecError, match=r"^plaintext 1: bits set above its last slot$"):
         codec.unpack([good[0], above, good[2]], 64)
     far_above = (1 << 300).to_bytes(40, "little")
-    with pytest.raises(CodecError, match="^plaintext 2: bits set above its last slot$"):
+    with pytest.raises(CodecError, match=r"^plaintext 2: bits set above its last slot$"):
         codec.unpack([good[0], good[1], far_above], 64)
     padding = (7 << 26 | 1).to_bytes(26, "little")
     message = "^slot 5: expected zero after the last parameter, got 7$"

@@ -128,9 +128,9 @@ def test_sealing_twice_gives_other_bytes():
 
 def test_who_is_no_reader_is_told_so():
     sealed = envelope.parse(envelope.seal(MODEL, b"weights", readers(alice=ALICE, bob=BOB)))
-    with pytest.raises(NotAReaderError, match="^eve is none of the 2 readers of this envelope$"):
+    with pytest.raises(NotAReaderError, match=r"^eve is none of the 2 readers of this envelope$"):
         sealed.open("eve", EVE)
-    with pytest.raises(EnvelopeError, match="^the envelope is sealed to another key of alice$"):
+    with pytest.raises(EnvelopeError, match=r"^the envelope is sealed to another key of alice$"):
         sealed.open("alice", BOB)
     with pytest.raises(EnvelopeError, match="the envelope is sealed: open it with a reader's key"):
         sealed.payload()
@@ -152,11 +152,11 @@ def test_every_bit_of_header_and_table_is_covered():
 def test_an_unusable_reader_is_refused():
     with pytest.raises(EnvelopeError, match="reader alice: not a usable X25519 public key"):
         envelope.seal(MODEL, b"", {"alice": bytes(32)})
-    with pytest.raises(EnvelopeError, match="reader alice: expected a public key of 32 bytes"):
+    with pytest.raises(EnvelopeError, match=r"reader alice: expected a public key of 32 bytes"):
         envelope.seal(MODEL, b"", {"alice": bytes(31)})
-    with pytest.raises(EnvelopeError, match="^reader: "):
+    with pytest.raises(EnvelopeError, match=r"^reader: "):
         envelope.seal(MODEL, b"", {"Alice": envelope.public_key_of(ALICE)})
-    with pytest.raises(EnvelopeError, match="readers: expected more than 0, got 0"):
+    with pytest.raises(EnvelopeError, match=r"readers: expected more than 0, got 0"):
         envelope.seal(MODEL, b"", {})
 
 
@@ -279,7 +279,7 @@ def test_sealed_is_nought_or_one():
 def test_sealed_without_readers():
     data = bytearray(encoded() + bytes(16))
     data[5] = 1
-    with pytest.raises(EnvelopeError, match="readers: expected more than 0, got 0"):
+    with pytest.raises(EnvelopeError, match=r"readers: expected more than 0, got 0"):
         envelope.parse(bytes(data))
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import stat
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from gradledger.errors import ConfigError
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _BASE58_VALUE = {character: value for value, character in enumerate(_BASE58)}
 _ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
-_NONCES_MAX = 1000  # each is canonical with a chance of one in four
+_NONCES_MAX = 1000  # each is canonical with a chance of one in two
 _KEY_FILE_BYTES_MAX = 4096
 _PERSON = b"gradledger-x255"
 
@@ -158,8 +159,19 @@ class PrivateKey:
     def sign_digest(self, digest: bytes) -> str:
         """Return the canonical signature of a SHA-256 digest, ``SIG_K1_...``.
 
+        Parameters
+        ----------
+        digest : bytes, length 32
+            The output of SHA-256 over what is signed, computed by the caller itself. Never sign a
+            value that somebody else chose: see Notes.
+
+        Notes
+        -----
         A node refuses signatures whose r or s has its top bit set or a superfluous zero byte. The
-        nonce is RFC 6979 over the digest, then over the digest and a counter, until both are right.
+        nonce is that of RFC 6979 for the digest; while the signature is not canonical, for the
+        digest plus 1, plus 2 and so on, read as a big-endian integer. pyntelope does the same, so
+        that equal transactions get equal signatures. Two signatures share a nonce only if their
+        digests are neighbours, which no two outputs of SHA-256 are known to be.
         """
         if len(digest) != 32:
             raise ConfigError(f"expected a digest of 32 bytes, got {len(digest)}")
@@ -170,9 +182,11 @@ class PrivateKey:
         signature = ffi.new("secp256k1_ecdsa_recoverable_signature *")
         compact, recovery = ffi.new("unsigned char [64]"), ffi.new("int *")
         for counter in range(_NONCES_MAX):
-            extra = counter.to_bytes(32, "little") if counter else ffi.NULL
+            nonce, data = ffi.NULL, ffi.NULL  # the library's default is RFC 6979
+            if counter:
+                nonce, data = _shifted_nonce(), ffi.cast("void *", counter)
             if not lib.secp256k1_ecdsa_sign_recoverable(
-                context, signature, digest, self._secret, ffi.NULL, extra
+                context, signature, digest, self._secret, nonce, data
             ):
                 continue
             lib.secp256k1_ecdsa_recoverable_signature_serialize_compact(
@@ -180,9 +194,32 @@ class PrivateKey:
             )
             raw = bytes(ffi.buffer(compact, 64))
             if _is_canonical(raw):
-                data = bytes([31 + recovery[0]]) + raw
-                return "SIG_K1_" + _with_checksum(data, b"K1")
+                return "SIG_K1_" + _with_checksum(bytes([27 + recovery[0]]) + raw, b"K1")
         raise AssertionError("no canonical signature found")
+
+
+@lru_cache(maxsize=1)
+def _shifted_nonce() -> Any:
+    """Return libsecp256k1's RFC 6979 function for the digest plus a counter.
+
+    The secret stays in the library's memory: only pointers pass through here.
+    """
+    from coincurve._libsecp256k1 import ffi, lib
+
+    @ffi.callback(  # type: ignore[untyped-decorator]
+        "int(unsigned char *, const unsigned char *, const unsigned char *,"
+        " const unsigned char *, void *, unsigned int)"
+    )
+    def nonce(out: Any, digest: Any, secret: Any, algorithm: Any, data: Any, attempt: int) -> int:
+        counter = int(ffi.cast("uintptr_t", data))
+        value = int.from_bytes(ffi.buffer(digest, 32), "big") + counter
+        shifted = ffi.new("unsigned char [32]", (value % 2**256).to_bytes(32, "big"))
+        found: int = lib.secp256k1_nonce_function_rfc6979(
+            out, shifted, secret, algorithm, ffi.NULL, attempt
+        )
+        return found
+
+    return nonce
 
 
 def _is_canonical(raw: bytes) -> bool:

@@ -75,6 +75,7 @@ def build(compiler: Compiler, sources: Path, out: Path) -> dict[str, str]:
     out.mkdir(parents=True, exist_ok=True)
     for name, source in SOURCES.items():
         compiler(sources, source, out / f"{name}.wasm")
+        (out / f"{name}.wasm").chmod(0o644)
     return _digests(out)
 
 

@@ -38,7 +38,6 @@ struct [[gnu::packed]] producer_authority {
 
 extern "C" void apply(uint64_t receiver, uint64_t code, uint64_t act) {
    if (code != receiver) return;
-   using eosio::operator""_n;
    eosio_assert(act == "setprods"_n.value, "unknown_action: expected setprods");
    require_auth(receiver);
 

@@ -146,7 +146,7 @@ def _command(
     place.add_argument("--chain", metavar="URL,...", help="endpoints of nodes")
     place.add_argument("--store", metavar="ADDR", help="IPFS, such as /ip4/127.0.0.1/tcp/5001")
     place.add_argument("--contract", metavar="ACCOUNT", help="default fedlearning")
-    place.add_argument("--account", metavar="NAME", help="the owner's account in --home")
+    place.add_argument("--account", metavar="NAME", help="an account of --home; default: its owner")
     place.add_argument("--key-file", type=Path, metavar="FILE", help="the owner's Antelope key")
     place.add_argument(
         "--paillier-key", type=Path, metavar="FILE", help="default STATE/paillier.json"
@@ -218,17 +218,16 @@ def _connect(args: argparse.Namespace) -> tuple[Owner, StateDir]:
     from owner.state import StateDir
 
     network = _load_network(args.home) if args.home is not None else {}
-    chain = args.chain or network.get("chain_urls")
-    store = args.store or network.get("store_addr")
+    chain = args.chain or network.get("chain")
+    store = args.store or network.get("store")
     if not chain or not store:
         raise ConfigError("expected --home DIR, or --chain URL and --store ADDR")
     key_file = args.key_file
     if key_file is None:
-        accounts = network.get("accounts", {})
-        account = args.account or "owner"
-        if account not in accounts:
-            raise ConfigError(f"expected --key-file FILE; the network has no account {account!r}")
-        key_file = Path(args.home, accounts[account])
+        if args.home is None:
+            raise ConfigError("expected --home DIR or --key-file FILE")
+        name = args.account or network.get("owner", "")
+        key_file = args.home / "keys" / f"{name}.json"
     account, key = load_key_file(key_file)
     contract = args.contract or network.get("contract") or "fedlearning"
     plan = _plan_of(args)

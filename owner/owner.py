@@ -8,7 +8,6 @@ together.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import secrets
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradledger import envelope
+from gradledger.card import TaskCard, task_codec
 from gradledger.chain.client import ChainClient, PushResult
 from gradledger.chain.contract import (
     Escrow,
@@ -41,7 +41,6 @@ from gradledger.chain.contract import (
 from gradledger.chain.keys import PrivateKey, load_key_file
 from gradledger.chain.names import Asset, name_to_int
 from gradledger.chain.transaction import Action
-from gradledger.codec import Codec
 from gradledger.errors import (
     BadFieldError,
     CodecError,
@@ -51,6 +50,7 @@ from gradledger.errors import (
     PaillierError,
     RoundClosedError,
     StoreError,
+    StoreUnavailableError,
     TransactionExpiredError,
 )
 from gradledger.models import Model, dump_validation_set
@@ -202,9 +202,15 @@ class Owner:
         if not sealed and self._paillier_key is None:
             raise ConfigError("paillier mode: expected a Paillier key (`gradledger owner key`)")
         public = None if sealed or self._paillier_key is None else self._paillier_key.public
-        card = self._card(
-            architecture, class_names, description, public.to_hex() if public else None
-        )
+        card = TaskCard(
+            task=self.task,
+            owner=self.account,
+            description=description,
+            classes=tuple(class_names),
+            architecture=dict(architecture),
+            owner_enc_key=envelope.public_key_of(self._secret),
+            paillier_n=public.n if public else None,
+        ).to_bytes()
         cid = self.store.put(card)
         full = TaskTerms(
             **terms,
@@ -222,32 +228,6 @@ class Owner:
                 f"task {self.task} exists with other terms or another owner: take another name"
             )
         return found
-
-    def _card(
-        self,
-        architecture: Mapping[str, Any],
-        class_names: Sequence[str],
-        description: str,
-        paillier_n: str | None,
-    ) -> bytes:
-        card = {
-            "format": 1,
-            "task": self.task,
-            "owner": self.account,
-            "description": description,
-            "classes": list(class_names),
-            "architecture": dict(architecture),
-            "owner_enc_key": envelope.public_key_of(self._secret).hex(),
-            "paillier_n": paillier_n,
-        }
-        header = envelope.Header(
-            kind=envelope.Kind.TASK_CARD,
-            codec=envelope.PayloadCodec.BYTES,
-            task=self.task,
-            sender=self.account,
-        )
-        text = json.dumps(card, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-        return envelope.plain(header, text.encode())
 
     def admit_devices(self, accounts: Iterable[str], *, wait: bool = True) -> list[str]:
         """Admit accounts as devices; returns those that were not members yet."""
@@ -335,7 +315,7 @@ class Owner:
         if task.terms.is_public:
             data = envelope.plain(header, model.to_bytes())
         else:
-            readers = self._readers(self.members())
+            readers = self._model_readers()
             data = envelope.seal(header, model.to_bytes(), readers)
         cid = self.store.put(data)
         return Published(version, cid, hashlib.sha256(data).digest(), tuple(sorted(readers)))
@@ -344,18 +324,11 @@ class Owner:
         """Return who a model published now would be sealed to."""
         if self._task().terms.is_public:
             return ()
-        return tuple(sorted(self._readers(self.members())))
+        return tuple(sorted(self._model_readers()))
 
-    def _readers(self, members: Iterable[Member]) -> dict[str, bytes]:
-        readers = {self.account: envelope.public_key_of(self._secret)}
-        for member in members:
-            if not member.joined:
-                continue
-            if _is_usable(member.enc_key):
-                readers[member.account] = bytes(member.enc_key)
-            else:
-                log.warning("%s: its encryption key is none; it can read nothing", member.account)
-        return readers
+    def _model_readers(self) -> dict[str, bytes]:
+        own = {self.account: envelope.public_key_of(self._secret)}
+        return {**own, **_readers(self.members())}
 
     def issue_validation_sets(
         self,
@@ -413,7 +386,7 @@ class Owner:
             version=version,
         )
         issued: list[str] = []
-        shared = self._readers(validators)
+        shared = _readers(validators)
         actions: list[Action] = []
         for number, member in enumerate(due, 1):
             draw = generator
@@ -602,7 +575,10 @@ class Owner:
         RoundClosedError
             The round has not come so far.
         SumUnusableError
-            A sum is attested, but no copy of it could be had.
+            A sum is attested, but no right copy of it is to be had now. Once the round is settled,
+            so that no other copy is known, the model stays as it is instead.
+        StoreUnavailableError
+            IPFS does not answer.
         """
         found = self.round(version)
         if found.state not in (RoundState.SUMMED, RoundState.SETTLED):
@@ -615,7 +591,7 @@ class Owner:
         expected = Expected(
             task=self.task,
             version=version,
-            codec=Codec(task.terms.clip_e6, task.terms.slot_bits, task.terms.parameters),
+            codec=task_codec(task),
             key_hash=bytes(task.terms.key_hash),
         )
         if Mode(task.terms.mode) is Mode.SEALED:
@@ -643,7 +619,13 @@ class Owner:
             raise ConfigError("expected the task's Paillier key, to open the sum")
         if self._paillier_key.public.key_hash != expected.key_hash:
             raise ConfigError("the Paillier key given is not the task's")
-        ciphertexts = self._fetch_sum(found, expected)
+        try:
+            ciphertexts = self._fetch_sum(found, expected)
+        except SumUnusableError as exc:
+            if found.state is not RoundState.SETTLED:
+                raise
+            # `settle` leaves one copy's CID, so that nothing better can come any more.
+            return self._unchanged(found, base, f"{exc}; the model stays as it is")
         try:
             sums = self._paillier_key.decrypt_sums(
                 ciphertexts, expected.codec, found.accepted, workers=self._workers
@@ -657,6 +639,7 @@ class Owner:
     def _fetch_sum(self, found: Round, expected: Expected) -> bytes:
         """Return the ciphertexts of the first right copy of the attested sum."""
         complaints: list[str] = []
+        unavailable: StoreUnavailableError | None = None
         for who, cid in _sum_copies(found):
             try:
                 return open_sum(
@@ -667,9 +650,13 @@ class Owner:
                     account=self.account,
                     secret=self._secret,
                 )
+            except StoreUnavailableError as exc:
+                unavailable = exc
             except (StoreError, EnvelopeError, PaillierError) as exc:
                 log.warning("round %d: %s gave no right sum: %s", found.version, who, exc)
                 complaints.append(f"{who}: {exc}")
+        if unavailable is not None:
+            raise unavailable
         raise SumUnusableError(
             f"round {found.version}: no right copy of the attested sum ({'; '.join(complaints)})"
         )
@@ -688,6 +675,8 @@ class Owner:
                     account=self.account,
                     secret=self._secret,
                 )
+            except StoreUnavailableError:
+                raise
             except (StoreError, EnvelopeError, CodecError) as exc:
                 log.warning("round %d: %s is left out: %s", found.version, member.account, exc)
                 left_out.append(f"{member.account} is left out: {exc}")
@@ -816,6 +805,19 @@ def _load_key(account: str, key: PrivateKey | str | os.PathLike[str]) -> Private
     if holder != account:
         raise ConfigError(f"{os.fspath(key)}: expected the key of {account}, it is {holder}'s")
     return found
+
+
+def _readers(members: Iterable[Member]) -> dict[str, bytes]:
+    """Return the encryption keys of the members who joined and gave a usable one."""
+    readers: dict[str, bytes] = {}
+    for member in members:
+        if not member.joined:
+            continue
+        if _is_usable(member.enc_key):
+            readers[member.account] = bytes(member.enc_key)
+        else:
+            log.warning("%s: its encryption key is none; it can read nothing", member.account)
+    return readers
 
 
 def _is_usable(public_key: bytes) -> bool:

@@ -1,0 +1,190 @@
+"""Trainings on the real network: small devices, real validators, an owner."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradledger import envelope
+from gradledger.card import TaskCard, fetch_card, task_codec
+from gradledger.chain.contract import FedLearning, Mode, Round, RoundState, Task
+from gradledger.chain.keys import PrivateKey
+from gradledger.errors import GradledgerError
+from gradledger.localnet.network import Network
+from gradledger.models import Model, load_validation_set
+from gradledger.store import Store
+from owner import Owner, Plan
+from producer_validation.validator import Validator
+
+ARCHITECTURE = {"kind": "mlp", "layers": [4, 3], "activation": "relu"}
+CENTRES = np.array([[3, 0, 0, 1], [0, 3, 0, 1], [0, 0, 3, 1]], dtype=np.float32)
+EXAMPLES = 60
+POLL_SEC = 0.05
+
+log = logging.getLogger(__name__)
+
+
+def points(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw labelled points around three centres."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(count) % 3
+    return (CENTRES[y] + rng.normal(0, 0.5, (count, 4))).astype(np.float32), y
+
+
+def train(model: Model, x: np.ndarray, y: np.ndarray, steps: int = 20) -> Model:
+    """Softmax regression by gradient descent."""
+    w, b = (model.arrays[name].astype(np.float64) for name in ("w0", "b0"))
+    for _ in range(steps):
+        scores = x @ w + b
+        p = np.exp(scores - scores.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        p[np.arange(len(y)), y] -= 1
+        w, b = w - 0.2 * x.T @ p / len(y), b - 0.2 * p.mean(axis=0)
+    return model.with_arrays({"w0": w.astype(np.float32), "b0": b.astype(np.float32)})
+
+
+@dataclass
+class Phone:
+    """A device that does by hand what the protocol asks of one."""
+
+    account: str
+    key: PrivateKey
+    task: str
+    contract: FedLearning
+    store: Store
+    seed: int
+    deltas: dict[int, np.ndarray] = field(default_factory=dict)
+    shift: float = 0.0
+
+    def join(self) -> None:
+        public = envelope.public_key_of(self.key.encryption_key())
+        self.push(self.contract.join(self.task, self.account, public, 0b111))
+
+    def push(self, action: Any) -> None:
+        self.contract.client.push([action], [self.key])
+
+    def step(self) -> None:
+        """Join; take part in a round that is open and not yet served."""
+        task = self.contract.task(self.task)
+        member = self.contract.member(self.task, self.account)
+        if member is None:
+            return
+        if not member.joined:
+            self.join()
+            return
+        found = self.contract.round(self.task, task.version) if task.version else None
+        if found is None or found.state is not RoundState.OPEN:
+            return
+        if member.upload_version == found.version or member.set_version != found.version:
+            return
+        self.upload(task, found)
+
+    def read(self, cid: str, digest: bytes) -> bytes:
+        data = self.store.get(cid)
+        assert hashlib.sha256(data).digest() == digest
+        return envelope.parse(data).open(self.account, self.key.encryption_key())
+
+    def upload(self, task: Task, found: Round) -> None:
+        member = self.contract.member(self.task, self.account)
+        assert member is not None
+        model = Model.from_bytes(self.read(found.model_cid, found.model_hash))
+        valid_x, valid_y = load_validation_set(self.read(member.set_cid, member.set_hash))
+        trained = train(model, *points(self.seed, EXAMPLES))
+        delta = trained.vector - model.vector + np.float32(self.shift)
+        codec = task_codec(task)
+        codes = codec.quantise(delta)
+        result = model.with_vector(model.vector + codec.dequantise(codes))
+        errors = [1_000_000, result.error_micro(valid_x, valid_y)]
+        card = fetch_card(self.store, task)
+        blob = self.seal(task, found, card, codec, codes)
+        cid = self.store.put(blob)
+        digest = hashlib.sha256(blob).digest()
+        self.push(
+            self.contract.fedlearning(
+                self.task, self.account, found.version, digest, cid, EXAMPLES, errors
+            )
+        )
+        self.deltas[found.version] = codec.dequantise(codes)
+
+    def seal(self, task: Task, found: Round, card: TaskCard, codec: Any, codes: Any) -> bytes:
+        sealed = task.terms.mode is Mode.SEALED
+        header = envelope.Header(
+            kind=envelope.Kind.UPDATE,
+            codec=envelope.PayloadCodec.QUANTISED if sealed else envelope.PayloadCodec.PAILLIER,
+            task=self.task,
+            sender=self.account,
+            version=found.version,
+            parameters=codec.parameters,
+            slot_bits=0 if sealed else codec.slot_bits,
+            clip_e6=codec.clip_e6,
+            examples=EXAMPLES,
+            key_hash=bytes(32) if sealed else task.terms.key_hash,
+        )
+        payload = codec.to_bytes(codes) if sealed else card.public_key().encrypt(codes, codec)
+        readers = {
+            member.account: member.enc_key
+            for member in self.contract.members(self.task)
+            if member.account in found.validators
+        }
+        if sealed:
+            readers[card.owner] = card.owner_enc_key
+        return envelope.seal(header, payload, readers)
+
+
+class LyingStore(Store):
+    """The store of a Byzantine validator: it hands out another sum than it attested."""
+
+    def put(self, data: bytes) -> str:
+        if envelope.parse(data).header.kind is envelope.Kind.SUM:
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        return super().put(data)
+
+
+@dataclass
+class Training:
+    """A task to be: its plan, its members, and how to make its owner."""
+
+    plan: Plan
+    phones: list[Phone]
+    validators: list[Validator]
+    make_owner: Callable[[], Owner]
+    network: Network
+    paillier_key_file: Path
+
+    @contextmanager
+    def played(self) -> Iterator[Training]:
+        """Let devices and validators act in a thread of their own."""
+        stop = threading.Event()
+
+        def play() -> None:
+            while not stop.is_set():
+                for actor in (*self.phones, *self.validators):
+                    try:
+                        actor.step()
+                    except GradledgerError as exc:
+                        log.info("%r: %s", actor, exc)
+                time.sleep(POLL_SEC)
+
+        thread = threading.Thread(target=play)
+        thread.start()
+        try:
+            yield self
+        finally:
+            stop.set()
+            thread.join(timeout=60)
+
+    def expected(self, version: int, first: Model) -> np.ndarray:
+        """Return T_version as it follows from what the devices sent."""
+        vector = first.vector.astype(np.float64)
+        for k in range(1, version + 1):
+            vector = vector + np.mean([phone.deltas[k] for phone in self.phones], axis=0)
+        return vector

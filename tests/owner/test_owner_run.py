@@ -1,0 +1,272 @@
+"""Whole trainings on a real node and a real Kubo."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from played import EXAMPLES, Training, points
+
+from gradledger.chain.contract import RoundState
+from gradledger.errors import ConfigError
+from owner.run import STEPS, Progress, RoundReport, first_model, run
+from owner.state import StateDir
+
+PRICE = 10
+VALIDATION, TEST = points(100, 90), points(200, 300)
+
+
+def carry(training: Training, state: Path, **options: Any) -> list[RoundReport]:
+    reports = run(
+        training.plan,
+        owner=training.make_owner(),
+        state=state,
+        validation=VALIDATION,
+        test=TEST,
+        **options,
+    )
+    return list(reports)
+
+
+def check_consistent(training: Training, state: Path, reports: list[RoundReport]) -> None:
+    """One training, each upload paid once, the model what the devices' updates make of it."""
+    plan, owner = training.plan, training.make_owner()
+    assert [report.version for report in reports] == list(range(1, plan.rounds + 1))
+    for report in reports:
+        assert (report.uploads, report.accepted, report.refused, report.updates) == (3, 3, 0, 3)
+        assert report.paid == 3 * EXAMPLES * PRICE
+        assert report.reasons == {} and report.note == ""
+    rounds = owner.contract.rounds(plan.task)
+    assert [each.state for each in rounds] == [RoundState.SETTLED] * plan.rounds
+    assert all(any(each.root) for each in rounds)
+    escrow = owner.escrow()
+    assert escrow.deposited == plan.amount("deposit").amount
+    assert escrow.paid == sum(report.paid for report in reports)
+    assert escrow.reserved == 0 and escrow.withdrawn == 0 and escrow.conserved
+    for phone in training.phones:
+        balance = owner.chain.balance("eosio.token", phone.account, "TOK")
+        assert balance is not None and balance.amount == plan.rounds * EXAMPLES * PRICE
+    model = StateDir(state).model(plan.rounds)
+    assert model is not None
+    wanted = training.expected(plan.rounds, first_model(plan))
+    assert np.abs(model.vector - wanted).max() <= plan.rounds * 4 / 65_535
+    assert reports[-1].accuracy == owner.evaluate(model, *TEST)
+
+
+@pytest.mark.parametrize("mode", ["paillier", "sealed"])
+def test_a_training_of_three_rounds(make_training, tmp_path, mode):
+    training = make_training(mode=mode, rounds=3)
+    start = first_model(training.plan)
+    owner = training.make_owner()
+    with training.played():
+        reports = carry(training, tmp_path)
+    check_consistent(training, tmp_path, reports)
+    assert reports[-1].accuracy > 0.9 > owner.evaluate(start, *TEST)
+    # Everything is done: a further start repeats the reports and touches nothing.
+    assert carry(training, tmp_path) == reports
+
+
+class Stopped(Exception):
+    """What the tests raise in the place of a kill."""
+
+
+@pytest.mark.parametrize("mode", ["paillier", "sealed"])
+def test_a_training_survives_a_stop_before_and_after_every_step(make_training, tmp_path, mode):
+    training = make_training(mode=mode)
+    stopped_at: set[tuple[str, int, bool]] = set()
+
+    def stop_once_everywhere(progress: Progress) -> None:
+        place = (progress.step, progress.version, progress.done)
+        if place not in stopped_at:
+            stopped_at.add(place)
+            raise Stopped
+
+    reports: list[RoundReport] = []
+    with training.played():
+        for _ in range(100):
+            try:
+                reports = carry(training, tmp_path, progress=stop_once_everywhere)
+                break
+            except Stopped:
+                continue
+    check_consistent(training, tmp_path, reports)
+    before_rounds = {"create", "admit", "deposit", "join"}
+    always = set(STEPS) - before_rounds - {"verdicts", "sum"}  # these may be over at once
+    for done in (False, True):
+        assert {(step, 0, done) for step in before_rounds} <= stopped_at
+        assert {(step, version, done) for step in always for version in (1, 2)} <= stopped_at
+
+
+def test_a_stop_between_ipfs_and_the_chain(make_training, tmp_path, monkeypatch):
+    """Killed after each single put and after each single transaction."""
+    training = make_training(rounds=1)
+    from gradledger.chain.client import ChainClient
+    from gradledger.store import Store
+
+    owners = {training.make_owner().account}
+    left: list[int] = []
+
+    def interrupted(method: Any) -> Any:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            result = method(self, *args, **kwargs)
+            if self in watched:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Stopped
+            return result
+
+        return call
+
+    monkeypatch.setattr(Store, "put", interrupted(Store.put))
+    monkeypatch.setattr(ChainClient, "push", interrupted(ChainClient.push))
+    reports: list[RoundReport] = []
+    stops = 0
+    with training.played():
+        for allowed in range(60):
+            owner = training.make_owner()
+            owner.chain = ChainClient(owner.chain.endpoints)
+            owner.contract.client = owner.chain
+            owner.store = Store(owner.store.address)
+            watched = {owner.chain, owner.store}
+            left[:] = [allowed % 4]
+            options = {"state": tmp_path, "validation": VALIDATION, "test": TEST}
+            try:
+                reports = list(run(training.plan, owner=owner, **options))
+                break
+            except Stopped:
+                stops += 1
+    assert stops >= 5 and owners == {owner.account}
+    check_consistent(training, tmp_path, reports)
+
+
+def test_a_lost_state_directory_costs_nothing(make_training, tmp_path):
+    training = make_training(rounds=2)
+
+    def stop(progress: Progress) -> None:
+        if (progress.step, progress.version, progress.done) == ("open", 2, True):
+            raise Stopped
+
+    with training.played():
+        with pytest.raises(Stopped):
+            carry(training, tmp_path / "first", progress=stop)
+        reports = carry(training, tmp_path / "second")
+    assert [report.version for report in reports] == [1, 2]
+    model = StateDir(tmp_path / "second").model(2)
+    assert model is not None
+    wanted = training.expected(2, first_model(training.plan))
+    assert np.abs(model.vector - wanted).max() <= 2 * 4 / 65_535
+    assert training.make_owner().escrow().deposited == training.plan.amount("deposit").amount
+
+
+def test_a_byzantine_copy_of_the_sum_is_skipped_and_named(make_training, tmp_path, caplog):
+    training = make_training(rounds=1, validators=4, liars=1)
+    liar = training.validators[0].account
+    with training.played(), caplog.at_level(logging.WARNING, "gradledger.owner"):
+        reports = carry(training, tmp_path)
+    check_consistent(training, tmp_path, reports)
+    found = training.make_owner().round(1)
+    assert found.validators == ()  # settled: the votes are gone, one copy's CID stays
+    lines = [r.getMessage() for r in caplog.records if r.name == "gradledger.owner"]
+    assert any(f"round 1: {liar} gave no right sum" in line for line in lines), lines
+
+
+def test_too_few_uploads_leave_the_model_and_say_so(make_training, tmp_path):
+    training = make_training(rounds=1, close_after=2)
+    training.phones.pop()
+    training = make_training_with_two(training)
+    with training.played():
+        (report,) = carry(training, tmp_path)
+    assert (report.accepted, report.updates) == (2, 0)
+    assert report.note == "2 accepted uploads, fewer than sum_min 3: the model stays as it is"
+    state = StateDir(tmp_path)
+    first, second = state.model(0), state.model(1)
+    assert first is not None and second is not None
+    assert (first.vector == second.vector).all()
+    assert report.paid == 2 * EXAMPLES * PRICE
+
+
+def make_training_with_two(training: Training) -> Training:
+    plan = training.plan.to_dict()
+    plan["devices_min"] = 2
+    training.plan = type(training.plan).from_dict(plan)
+    return training
+
+
+def test_a_spoilt_sum_is_not_applied(make_training, tmp_path, monkeypatch):
+    """A device that encrypts more than a code spoils the round; the owner sees it and says so."""
+    training = make_training(rounds=1)
+    cheat = training.phones[0]
+
+    def seal_twice(task: Any, found: Any, card: Any, codec: Any, codes: Any) -> bytes:
+        public = card.public_key()
+        payload = public.encrypt(np.full_like(codes, 65_535), codec)
+        doubled = public.add([payload] * 3, codec)
+        monkeypatch.setattr(type(public), "encrypt", lambda *_: doubled)
+        try:
+            return type(cheat).seal(cheat, task, found, card, codec, codes)
+        finally:
+            monkeypatch.undo()
+
+    cheat.seal = seal_twice
+    with training.played():
+        (report,) = carry(training, tmp_path)
+    assert report.accepted == 3 and report.updates == 0
+    assert report.note.startswith("spoilt sum: slot ")
+
+
+def test_another_plan_or_task_is_refused(make_training, tmp_path):
+    training = make_training()
+    StateDir(tmp_path).save_plan(training.plan.to_dict())
+    training.plan = type(training.plan).from_dict({**training.plan.to_dict(), "clip": 2.0})
+    with pytest.raises(ConfigError, match="started with another clip"):
+        carry(training, tmp_path)
+    training.plan = type(training.plan).from_dict({**training.plan.to_dict(), "task": "other"})
+    with pytest.raises(ConfigError, match="expected task"):
+        carry(training, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_training_survives_kill_minus_nine(make_training, tmp_path):
+    """The command line, killed without warning wherever it happens to be."""
+    training = make_training(rounds=3)
+    home = training.network.home
+    for name, (x, y) in {"validation": VALIDATION, "test": TEST}.items():
+        np.savez(tmp_path / f"{name}.npz", x=x, y=y)
+    data = {"validation": "validation.npz", "test": "test.npz"}
+    (tmp_path / "plan.json").write_text(json.dumps({**training.plan.to_dict(), "data": data}))
+    account = training.make_owner().account
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from gradledger.cli import main; sys.exit(main())",
+    ]
+    command += ["owner", "run", "--plan", str(tmp_path / "plan.json"), "--home", str(home)]
+    command += ["--account", account, "--state", str(tmp_path / "state"), "--json"]
+    command += ["--paillier-key", str(training.paillier_key_file)]
+    rng = random.Random(7)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    output = ""
+    with training.played():
+        for attempt in range(12):
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            )
+            try:
+                wait = 240 if attempt >= 5 else rng.uniform(1.5, 4.0)
+                output, errors = process.communicate(timeout=wait)
+                assert process.returncode == 0, errors
+                break
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.communicate(timeout=30)
+    reports = [RoundReport(**json.loads(line)) for line in output.splitlines()]
+    check_consistent(training, tmp_path / "state", reports)

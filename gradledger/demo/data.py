@@ -203,7 +203,7 @@ def shares(train: Samples, devices: int, seed: int) -> list[np.ndarray]:
     return result
 
 
-def class_bits(labels: np.ndarray) -> list[int]:
+def class_list(labels: np.ndarray) -> list[int]:
     """Return the classes that occur in `labels`, ascending."""
     return [int(c) for c in np.unique(labels)]
 

@@ -74,6 +74,11 @@ class WorkerPool:
             self.stop()
             raise
 
+    @property
+    def count(self) -> int:
+        """Number of processes."""
+        return len(self._processes)
+
     def __enter__(self) -> WorkerPool:
         return self
 
@@ -103,7 +108,7 @@ class WorkerPool:
             A process ended, or reported an error that the demo does not expect.
         """
         try:
-            event = self._events.get(timeout=timeout_sec)
+            event = self._events.get(timeout_sec > 0, timeout_sec or None)
         except queue.Empty:
             return None
         if event["event"] == "ended":

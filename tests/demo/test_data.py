@@ -143,5 +143,5 @@ def test_shares_are_uneven_overlapping_and_bounded(devices: int) -> None:
     assert not np.array_equal(drawn[0], data.shares(train, devices, seed=10)[0])
 
 
-def test_class_bits() -> None:
-    assert data.class_bits(np.array([7, 1, 1, 3])) == [1, 3, 7]
+def test_class_list() -> None:
+    assert data.class_list(np.array([7, 1, 1, 3])) == [1, 3, 7]

@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from played import EXAMPLES, Training, points
 
+from gradledger.chain.client import ChainClient
 from gradledger.chain.contract import RoundState
 from gradledger.errors import ConfigError
+from gradledger.store import Store
 from owner.run import STEPS, Progress, RoundReport, first_model, run
 from owner.state import StateDir
 
@@ -107,13 +109,10 @@ def test_a_training_survives_a_stop_before_and_after_every_step(make_training, t
 
 
 def test_a_stop_between_ipfs_and_the_chain(make_training, tmp_path, monkeypatch):
-    """Killed after each single put and after each single transaction."""
+    """Killed after a put or a transaction that nobody wrote down yet, at every place in turn."""
     training = make_training(rounds=1)
-    from gradledger.chain.client import ChainClient
-    from gradledger.store import Store
-
-    owners = {training.make_owner().account}
     left: list[int] = []
+    watched: set[Any] = set()
 
     def interrupted(method: Any) -> Any:
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -137,14 +136,14 @@ def test_a_stop_between_ipfs_and_the_chain(make_training, tmp_path, monkeypatch)
             owner.contract.client = owner.chain
             owner.store = Store(owner.store.address)
             watched = {owner.chain, owner.store}
-            left[:] = [allowed % 4]
+            left[:] = [allowed % 9]  # a start puts the card and issues three sets at once
             options = {"state": tmp_path, "validation": VALIDATION, "test": TEST}
             try:
                 reports = list(run(training.plan, owner=owner, **options))
                 break
             except Stopped:
                 stops += 1
-    assert stops >= 5 and owners == {owner.account}
+    assert stops >= 5
     check_consistent(training, tmp_path, reports)
 
 
@@ -168,15 +167,17 @@ def test_a_lost_state_directory_costs_nothing(make_training, tmp_path):
 
 
 def test_a_byzantine_copy_of_the_sum_is_skipped_and_named(make_training, tmp_path, caplog):
-    training = make_training(rounds=1, validators=4, liars=1)
-    liar = training.validators[0].account
+    # Any quorum of three has one of the first two, whose copies the owner meets first.
+    training = make_training(rounds=1, validators=4, liars=2)
+    liars = [validator.account for validator in training.validators[:2]]
     with training.played(), caplog.at_level(logging.WARNING, "gradledger.owner"):
         reports = carry(training, tmp_path)
     check_consistent(training, tmp_path, reports)
     found = training.make_owner().round(1)
     assert found.validators == ()  # settled: the votes are gone, one copy's CID stays
     lines = [r.getMessage() for r in caplog.records if r.name == "gradledger.owner"]
-    assert any(f"round 1: {liar} gave no right sum" in line for line in lines), lines
+    complaints = [line for line in lines if "gave no right sum: header, readers" in line]
+    assert complaints and all(line.split()[2] in liars for line in complaints), lines
 
 
 def test_too_few_uploads_leave_the_model_and_say_so(make_training, tmp_path):

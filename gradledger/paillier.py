@@ -34,7 +34,7 @@ ENCRYPTORS_MAX = 2  # comb tables kept by a process, about 12 MB each at 3072 bi
 _BITS_MIN_INSECURE = 64
 _COMB_SMALL = (7, 8)  # teeth, blocks: 1,024 entries
 _COMB_LARGE = (10, 14)  # 14,336 entries
-_COMB_LARGE_FROM = 256  # ciphertexts in an update from which the large table pays
+_COMB_LARGE_FROM = 48  # ciphertexts in an update from which the large table pays within 5 rounds
 _BATCH = 32  # ciphertexts whose exponents are drawn at a time
 _SUM_PREFIX = struct.Struct("<II")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 from sklearn.neural_network import MLPClassifier
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from device_sdk.training import MOMENTUM, TrainingData, TrainingRecipe
 from gradledger.errors import ConfigError
@@ -42,9 +42,7 @@ def sklearn_fit(
     """
     data = TrainingData(x, y)
 
-    def fit(
-        model: Model, validation: tuple[FloatArray, IntArray]
-    ) -> tuple[Model, list[int]]:
+    def fit(model: Model, validation: tuple[FloatArray, IntArray]) -> tuple[Model, list[int]]:
         network = model.network
         if not isinstance(network, Mlp):
             raise ConfigError(f"scikit-learn trains models of kind mlp, got {network.kind}")

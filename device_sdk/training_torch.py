@@ -39,9 +39,7 @@ def torch_fit(
     """
     data = TrainingData(x, y)
 
-    def fit(
-        model: Model, validation: tuple[FloatArray, IntArray]
-    ) -> tuple[Model, list[int]]:
+    def fit(model: Model, validation: tuple[FloatArray, IntArray]) -> tuple[Model, list[int]]:
         network = model.network
         if not isinstance(network, Mlp):
             raise ConfigError(f"this helper trains models of kind mlp, got {network.kind}")
@@ -49,7 +47,8 @@ def torch_fit(
         errors: list[int] = []
         with _one_thread():
             weights = {
-                name: torch.tensor(array, requires_grad=True) for name, array in model.arrays.items()
+                name: torch.tensor(array, requires_grad=True)
+                for name, array in model.arrays.items()
             }
             optimiser = torch.optim.SGD(weights.values(), lr=recipe.rate, momentum=MOMENTUM)
             inputs, labels = torch.from_numpy(data.x), torch.from_numpy(data.y)

@@ -37,7 +37,7 @@ POINTS_MAX = 65_536  # rows of a validation set
 HEADER_BYTES_MAX = 65_536
 BATCH_ROWS = 4_096  # rows per forward pass: bounds memory
 ERROR_SCALE = 1_000_000
-_DTYPES = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 
 
 class Architecture(Protocol):
@@ -338,7 +338,9 @@ class Model:
         for name, shape in shapes.items():
             found = arrays[name]
             if found.dtype != np.dtype("<f4") or found.shape != shape:
-                raise ModelError(f"{name}: float32 {shape} expected, got {found.dtype} {found.shape}")
+                raise ModelError(
+                    f"{name}: float32 {shape} expected, got {found.dtype} {found.shape}"
+                )
         return cls(network, np.concatenate([arrays[name].reshape(-1) for name in shapes]))
 
 
@@ -393,7 +395,7 @@ def _check_validation_set(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
         raise ModelError("labels are not negative")
 
 
-# ---- safetensors: 8 bytes length, JSON header, data ------------------------------------------------
+# ---- safetensors: 8 bytes length, JSON header, data ---------------------------------------------
 
 
 def _dump_safetensors(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
@@ -410,8 +412,7 @@ def _dump_safetensors(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return b"".join(
-        [struct.pack("<Q", len(text)), text]
-        + [memoryview(np.ascontiguousarray(array)).cast("B") for array in arrays.values()]
+        [struct.pack("<Q", len(text)), text] + [array.tobytes() for array in arrays.values()]
     )
 
 

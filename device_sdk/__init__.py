@@ -1,0 +1,20 @@
+"""What an app embeds to take part in federated learning and be paid for it.
+
+    device = Device("phone1", key="phone1.json", task="digits", chain=..., store=...)
+    print(device.terms())
+    device.join(classes=range(10))
+    with device.round() as round:
+        update = round.train(fit, examples=600)
+        receipt = round.upload(update)
+    print(receipt.wait())
+
+`fit(model, validation) -> (trained, errors)` is the app's own, or comes from
+`device_sdk.training_sklearn` or `device_sdk.training_torch`. The exceptions are those of
+`gradledger.errors`. numpy and the cryptographic libraries are loaded when first used.
+"""
+
+from device_sdk.device import Device, Terms
+from device_sdk.receipts import Paid, Receipt, Refused
+from device_sdk.rounds import Round, Update
+
+__all__ = ["Device", "Paid", "Receipt", "Refused", "Round", "Terms", "Update"]

@@ -1,0 +1,411 @@
+"""A device's account in a task: read the terms, join, take part in rounds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from device_sdk.rounds import Round
+from gradledger import card as cards
+from gradledger import envelope
+from gradledger.chain.client import ChainClient
+from gradledger.chain.contract import (
+    CONTRACT_DEFAULT,
+    FedLearning,
+    Member,
+    Mode,
+    Role,
+    RoundState,
+    Rule,
+    Silence,
+    Task,
+    ValidatorsKind,
+)
+from gradledger.chain.contract import Round as RoundRow
+from gradledger.chain.keys import PrivateKey, load_key_file
+from gradledger.chain.names import Asset, Symbol, check_account
+from gradledger.errors import (
+    BlobMissingError,
+    ConfigError,
+    EnvelopeError,
+    KeyMismatchError,
+    ModelError,
+    NotAllowedError,
+    NotAReaderError,
+    RoundClosedError,
+    StoreUnavailableError,
+)
+from gradledger.store import Store
+
+if TYPE_CHECKING:
+    from gradledger.models import FloatArray, IntArray, Model
+
+__all__ = ["Device", "Terms"]
+
+POLL_SEC = 0.2
+FILE_OVERHEAD_BYTES = 65_536  # the header of a safetensors file
+SET_BYTES_MAX = 2**26
+
+_RULES = {
+    Rule.TREND: "the error must fall while you train",
+    Rule.THRESHOLD: "the last error must be below {tau}",
+    Rule.EITHER: "the error must fall while you train, or end below {tau}",
+    Rule.BOTH: "the error must fall while you train, and end below {tau}",
+}
+_SILENCE = {
+    Silence.REFUND: "not paid",
+    Silence.PAY: "paid, if anybody pushes the round on in time",
+}
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a device agrees to by `join`; fixed for the task's life, `price` and `rule` apart.
+
+    Attributes
+    ----------
+    task, owner, description : str
+    classes : tuple of str
+        Names of the classes, in the order of their bits.
+    mode : Mode
+        `PAILLIER`: nobody sees a single update; `SEALED`: owner and validators do.
+    validators : tuple of str
+        Accounts that judge now.
+    producers_only : bool
+        Only those of them judge that are active producers, and the quorum counts all producers.
+    silence : Silence
+        What an upload gets that no quorum judges in time.
+    cost_max : int
+        Largest data cost of one upload, in examples.
+    parameters : int
+    symbol : Symbol
+        Of the token that pays.
+    price : Asset or None
+        Per example, in the newest round; None before the first.
+    rule, tau_e6 : Rule or None, int or None
+        What the errors must meet in the newest round.
+    """
+
+    task: str
+    owner: str
+    description: str
+    classes: tuple[str, ...]
+    mode: Mode
+    validators: tuple[str, ...]
+    producers_only: bool
+    silence: Silence
+    cost_max: int
+    parameters: int
+    symbol: Symbol
+    price: Asset | None
+    rule: Rule | None
+    tau_e6: int | None
+
+    def __str__(self) -> str:
+        seen = "nobody but you" if self.mode is Mode.PAILLIER else "the owner and the validators"
+        judges = "active producers among " if self.producers_only else ""
+        judges += ", ".join(self.validators) or "nobody yet"
+        lines = [
+            f"task {self.task} of {self.owner}: {self.description}",
+            f"  classes     {', '.join(self.classes)}",
+            f"  model       {self.parameters} parameters",
+            f"  your update is readable for {seen}",
+            f"  judged by   {judges}; more than two thirds decide",
+            f"  if they stay silent, an upload is {_SILENCE[self.silence]}",
+            f"  pays in     {self.symbol.code}, for at most {self.cost_max} examples an upload",
+        ]
+        if self.price is not None and self.rule is not None and self.tau_e6 is not None:
+            rule = _RULES[self.rule].format(tau=self.tau_e6 / 1e6)
+            lines += [f"  price now   {self.price} an example", f"  rule now    {rule}"]
+        return "\n".join(lines)
+
+
+class Device:
+    """One device in one task. It needs no tokens of its own.
+
+    Parameters
+    ----------
+    account : str
+        Of the device, on chain.
+    key : PrivateKey or str or path
+        The account's active key, its text (`PVT_K1_...` or `5...`), or the path of its key file.
+    task : str
+    chain : str, sequence of str or ChainClient
+        Nodes; the next one is asked when one does not answer.
+    store : str or Store
+        Kubo's RPC, `/ip4/127.0.0.1/tcp/5001` or `http://...`.
+    contract : str
+        Account of the contract.
+
+    Raises
+    ------
+    ConfigError
+        An argument cannot be used. Nothing is contacted here.
+    """
+
+    def __init__(
+        self,
+        account: str,
+        *,
+        key: PrivateKey | str | os.PathLike[str],
+        task: str,
+        chain: str | Sequence[str] | ChainClient,
+        store: str | Store,
+        contract: str = CONTRACT_DEFAULT,
+    ) -> None:
+        self.account = check_account(account)
+        self.task = check_account(task)
+        self.key = _private_key(key, self.account)
+        self.chain = chain if isinstance(chain, ChainClient) else ChainClient(chain)
+        self.store = store if isinstance(store, Store) else Store(store)
+        self.contract = FedLearning(self.chain, contract)
+        self._card: cards.TaskCard | None = None
+        self._uploaded = 0  # newest round with an upload of ours, as far as seen
+
+    def __repr__(self) -> str:
+        return f"Device({self.account!r}, task={self.task!r})"
+
+    # ---- joining ----------------------------------------------------------------------------
+
+    def terms(self) -> Terms:
+        """Return what `join` agrees to; print it before you do.
+
+        Raises
+        ------
+        BadFieldError
+            There is no such task.
+        EnvelopeError
+            The task card is not the one that the task's hash names.
+        ChainError, StoreError
+            Node or store do not answer.
+        """
+        task = self.contract.task(self.task)
+        card = self.card(task)
+        row = self.contract.round(self.task, task.version) if task.version else None
+        members = self.contract.members(self.task)
+        terms = task.terms
+        return Terms(
+            task=task.id,
+            owner=task.owner,
+            description=card.description,
+            classes=card.classes,
+            mode=terms.mode,
+            validators=tuple(m.account for m in members if m.role is Role.VALIDATOR and m.joined),
+            producers_only=terms.validators_kind is ValidatorsKind.PRODUCERS,
+            silence=terms.silence,
+            cost_max=terms.cost_max,
+            parameters=terms.parameters,
+            symbol=terms.token_symbol,
+            price=Asset(row.price, terms.token_symbol) if row else None,
+            rule=row.rule if row else None,
+            tau_e6=row.tau if row else None,
+        )
+
+    def join(self, classes: Iterable[int | str], *, timeout_sec: float = 60.0) -> None:
+        """Agree to the terms and say which classes this device has; repeat it to change them.
+
+        Returns when it cannot be undone any more; at once if the chain says the same already.
+
+        Parameters
+        ----------
+        classes : iterable of int or str
+            Numbers or names of classes, at least one.
+        timeout_sec : float
+            Bound on the wait for irreversibility.
+
+        Raises
+        ------
+        NotAllowedError
+            The owner has not admitted this account as a device.
+        ConfigError
+            A class is unknown.
+        ChainError, StoreError, EnvelopeError
+            As for `terms`.
+        """
+        task = self.contract.task(self.task)
+        bits = self._class_bits(classes, self.card(task).classes)
+        member = self._member()
+        public = envelope.public_key_of(self.key.encryption_key())
+        if member.joined and (member.enc_key, member.classes) == (public, bits):
+            return
+        action = self.contract.join(self.task, self.account, public, bits)
+        self.chain.transact([action], [self.key], timeout_sec=timeout_sec)
+
+    def _class_bits(self, classes: Iterable[int | str], names: Sequence[str]) -> int:
+        bits = 0
+        for one in classes:
+            place = names.index(one) if one in names else one
+            if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < len(names):
+                known = ", ".join(names)
+                raise ConfigError(f"classes of task {self.task}: {known} expected, got {one!r:.40}")
+            bits |= 1 << place
+        if not bits:
+            raise ConfigError("join: at least one class expected")
+        return bits
+
+    # ---- rounds -----------------------------------------------------------------------------
+
+    def round(self, *, wait_sec: float = 60.0, after: int = 0) -> Round:
+        """Wait for a round that this device can take part in; fetch and check what it needs.
+
+        That is an open round without an upload of this device, with a model sealed to it and a
+        validation set issued to it.
+
+        Parameters
+        ----------
+        wait_sec : float
+        after : int
+            Only a later version than this.
+
+        Returns
+        -------
+        Round
+            To be used with `with`.
+
+        Raises
+        ------
+        RoundClosedError
+            Code `no_round`: none came within `wait_sec`; the message says what was missing.
+        NotAllowedError
+            This account is not admitted, or has not joined.
+        EnvelopeError, ModelError
+            The model or the validation set is not what the chain names.
+        ChainError, StoreError
+            Node or store do not answer.
+        """
+        end = time.monotonic() + wait_sec
+        while True:
+            task = self.contract.task(self.task)
+            missing: str | RoundRow = "no round is open yet"
+            late: Exception | None = None
+            if task.version > max(after, self._uploaded):
+                missing = self._open_round(task)
+            elif task.version:
+                missing = f"round {task.version} is the newest, and is done or not wanted"
+            if isinstance(missing, RoundRow):
+                try:
+                    return self._fetch_round(task, missing)
+                except _NotForUsError as error:
+                    missing, after = str(error), task.version
+                except (BlobMissingError, StoreUnavailableError) as error:
+                    missing, late = str(error), error
+            if time.monotonic() >= end:
+                if late is not None:
+                    raise late
+                raise RoundClosedError(
+                    "no_round",
+                    f"nothing to do for {self.account} in task {self.task} within {wait_sec:g} s: "
+                    + missing,
+                )
+            time.sleep(min(POLL_SEC, max(0.0, end - time.monotonic())))
+
+    def _open_round(self, task: Task) -> RoundRow | str:
+        """Return the newest round if this device can take part in it, or what is missing."""
+        member = self._member()
+        if not member.joined:
+            raise NotAllowedError("not_joined", f"{self.account} must join task {self.task} first")
+        self._uploaded = max(self._uploaded, member.upload_version)
+        row = self.contract.round(self.task, task.version)
+        if row is None or member.upload_version >= task.version:
+            return f"round {task.version} has an upload of this device"
+        if row.state is not RoundState.OPEN or self.chain.get_info().head_time >= row.deadline:
+            return f"round {task.version} takes no uploads any more"
+        if member.set_version != task.version:
+            return f"round {task.version} is open; the owner has issued no validation set for it"
+        return row
+
+    def _fetch_round(self, task: Task, row: RoundRow) -> Round:
+        member = self._member()
+        model = self._model(task, row)
+        return Round(self, task, self.card(task), row, model, self._validation_set(task, member))
+
+    def _model(self, task: Task, row: RoundRow) -> Model:
+        from gradledger.models import Model
+
+        most = 4 * task.terms.parameters + FILE_OVERHEAD_BYTES
+        kind = envelope.Kind.MODEL
+        try:
+            payload = self._open(task, row.model_cid, row.model_hash, kind, row.version, most)
+        except NotAReaderError as error:
+            raise _NotForUsError(
+                f"the model of round {row.version} is not sealed to {self.account}, which joined "
+                "after it was published"
+            ) from error
+        model = Model.from_bytes(payload, architecture=self.card(task).architecture)
+        if model.parameters != task.terms.parameters:
+            raise ModelError(
+                f"a model of {task.terms.parameters} parameters expected, got {model.parameters}"
+            )
+        return model
+
+    def _validation_set(self, task: Task, member: Member) -> tuple[FloatArray, IntArray]:
+        from gradledger.models import load_validation_set
+
+        kind, version = envelope.Kind.VALIDATION_SET, member.set_version
+        payload = self._open(task, member.set_cid, member.set_hash, kind, version, SET_BYTES_MAX)
+        return load_validation_set(payload)
+
+    def _open(
+        self, task: Task, cid: str, digest: bytes, kind: envelope.Kind, version: int, most: int
+    ) -> bytes:
+        """Fetch an envelope of the owner's, check it against the chain, return its payload."""
+        overhead = envelope.HEADER_BYTES + envelope.READERS_MAX * envelope.READER_BYTES
+        blob = self.store.get(cid, bytes_max=most + overhead + envelope.TAG_BYTES)
+        what = f"{kind.name.lower()} of round {version}"
+        if hashlib.sha256(blob).digest() != digest:
+            raise EnvelopeError(f"{what}: the hash is not that on chain")
+        found = envelope.parse(blob)
+        header = found.header
+        expected = (kind, task.id, task.owner, version)
+        got = (header.kind, header.task, header.sender, header.version)
+        if got != expected:
+            raise EnvelopeError(f"{what}: a header with {expected} expected, got {got}")
+        return found.open(self.account, self.key.encryption_key())
+
+    # ---- what the rounds need ---------------------------------------------------------------
+
+    def card(self, task: Task) -> cards.TaskCard:
+        """Return the task's card, fetched once and checked against the task's terms."""
+        if self._card is None:
+            card = cards.fetch_card(self.store, task)
+            hashed = card.public_key().key_hash if task.terms.mode is Mode.PAILLIER else bytes(32)
+            if hashed != task.terms.key_hash:
+                raise KeyMismatchError(
+                    f"task {task.id}: the card's Paillier key is not that of the task's terms"
+                )
+            self._card = card
+        return self._card
+
+    def _member(self) -> Member:
+        member = self.contract.member(self.task, self.account)
+        if member is None:
+            raise NotAllowedError(
+                "not_a_member",
+                f"{self.account} is no member of task {self.task}: its owner must admit it",
+            )
+        if member.role is not Role.DEVICE:
+            raise NotAllowedError("wrong_role", f"{self.account} is a validator of {self.task}")
+        return member
+
+
+class _NotForUsError(Exception):
+    """The round cannot be taken part in, but a later one may."""
+
+
+def _private_key(key: PrivateKey | str | os.PathLike[str], account: str) -> PrivateKey:
+    if isinstance(key, PrivateKey):
+        return key
+    if isinstance(key, str) and (key.startswith("PVT_") or _is_wif(key)):
+        return PrivateKey.from_string(key)
+    name, found = load_key_file(key)
+    if name != account:
+        raise ConfigError(f"a key file of {account} expected, that of {name} given")
+    return found
+
+
+def _is_wif(text: str) -> bool:
+    return len(text) == 51 and text.isalnum() and not os.path.exists(text)

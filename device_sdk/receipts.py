@@ -1,0 +1,242 @@
+"""What became of an upload, told only when it cannot be undone any more."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gradledger.chain.contract import Member, UploadState, VerdictCode
+from gradledger.chain.names import Asset
+from gradledger.chain.transaction import Action
+from gradledger.errors import ContractError, IrreversibilityTimeout, NodeError
+
+if TYPE_CHECKING:
+    from device_sdk.device import Device
+
+__all__ = ["REASONS", "Paid", "Receipt", "Refused"]
+
+POLL_SEC = 0.2
+RESEND_SEC = 3.0
+
+REASONS = {
+    VerdictCode.UNAVAILABLE: "the validators could not fetch the bytes in time",
+    VerdictCode.HASH_MISMATCH: "the bytes do not have the recorded hash",
+    VerdictCode.MALFORMED: "the envelope or its payload has a wrong length or form",
+    VerdictCode.HEADER_MISMATCH: "the header disagrees with the task or the round",
+    VerdictCode.WRONG_KEY: "it was made under another Paillier key",
+    VerdictCode.OUT_OF_RANGE: "a ciphertext or code is outside its range",
+    VerdictCode.DUPLICATE: "its payload is another device's",
+    VerdictCode.ERROR_MISMATCH: "the measured error is not the reported one",
+    VerdictCode.SILENCE: "nobody judged it in time, and the task refunds silence",
+    VerdictCode.UNDELIVERED: "nobody pushed the payment before the last deadline",
+}
+
+
+@dataclass(frozen=True, repr=False)
+class Paid:
+    """The upload was accepted and paid, irreversibly.
+
+    Attributes
+    ----------
+    amount : Asset
+    trx : str or None
+        The transaction that paid: the verdict that completed the quorum, or the push after a
+        silence. None when several pushes came at once and none of them is known to be the one.
+    block : int
+        It is in this block, or not after it when `trx` is None.
+    """
+
+    amount: Asset
+    trx: str | None
+    block: int
+
+    def __repr__(self) -> str:
+        return f"Paid({self.amount}, trx={self.trx}, block={self.block})"
+
+
+@dataclass(frozen=True, repr=False)
+class Refused:
+    """The upload was refused, irreversibly.
+
+    Attributes
+    ----------
+    reason : VerdictCode
+    trx, block : str or None, int
+        As for `Paid`.
+    """
+
+    reason: VerdictCode
+    trx: str | None
+    block: int
+
+    def __repr__(self) -> str:
+        words = f"{self.reason.name.lower()}: {REASONS[self.reason]}"
+        return f"Refused({words}, trx={self.trx}, block={self.block})"
+
+
+class Receipt:
+    """A recorded upload. Made by `Round.upload`.
+
+    Attributes
+    ----------
+    version : int
+    hash : bytes
+        SHA-256 of the envelope, as on chain.
+    amount : Asset
+        What it earns if it is accepted.
+    trx : str or None
+        The transaction that recorded it; None when only the chain's tables told so.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        version: int,
+        digest: bytes,
+        amount: Asset,
+        validators: int,
+        action: Action,
+    ) -> None:
+        self.version = version
+        self.hash = digest
+        self.amount = amount
+        self.trx: str | None = None
+        self._device = device
+        self._quorum = validators * 2 // 3 + 1
+        self._action = action
+        self._sent_at = 0.0
+        self._following = 0  # the next irreversible block to look at
+        self._pending_at = 0  # a block at which the upload was still undecided
+        self._said: dict[str, int] = {}  # validator -> its verdict
+        self._pushes: list[tuple[str, int]] = []
+        self._quorum_at: tuple[VerdictCode, str, int] | None = None
+        self._decided_at = 0  # a block at which a push was seen to have decided it
+
+    def __repr__(self) -> str:
+        return f"Receipt(version={self.version}, hash={self.hash.hex()}, amount={self.amount})"
+
+    def send(self) -> None:
+        """Record the upload, unless the chain has it already. Raises ChainError."""
+        device = self._device
+        if not self._following:
+            self._following = device.chain.get_info().irreversible_block + 1
+        try:
+            result = device.chain.push([self._action], [device.key])
+            self.trx = result.trx_id
+        except (ContractError, NodeError):
+            row = device.contract.member(device.task, device.account)
+            if row is None or not self._is_ours(row):
+                raise
+        self._sent_at = time.monotonic()
+
+    def wait(self, timeout_sec: float = 60.0) -> Paid | Refused:
+        """Wait until the validators' decision is irreversible.
+
+        Should the chain have lost the upload meanwhile, it is sent again.
+
+        Parameters
+        ----------
+        timeout_sec : float
+
+        Returns
+        -------
+        Paid or Refused
+
+        Raises
+        ------
+        IrreversibilityTimeout
+            Not known within `timeout_sec`; wait again.
+        ContractError
+            The chain lost the upload, and takes it no more.
+        """
+        end = time.monotonic() + timeout_sec
+        while True:
+            state = "the node does not answer"
+            try:
+                outcome, state = self._look(end)
+                if outcome is not None:
+                    return outcome
+            except NodeError:
+                if time.monotonic() >= end:
+                    raise
+            if time.monotonic() >= end:
+                raise IrreversibilityTimeout(
+                    f"round {self.version}: no irreversible decision on the upload of "
+                    f"{self._device.account} within {timeout_sec:g} s: {state}"
+                )
+            time.sleep(min(POLL_SEC, max(0.0, end - time.monotonic())))
+
+    def _look(self, end: float) -> tuple[Paid | Refused | None, str]:
+        """Look once at the tables and at the new irreversible blocks; say how it stands."""
+        device = self._device
+        before = device.chain.get_info()
+        row = device.contract.member(device.task, device.account)
+        self._scan(before.irreversible_block, end)
+        ours = row is not None and self._is_ours(row)
+        if self._quorum_at is not None:
+            code, trx, block = self._quorum_at
+            pushed = any(at <= block for _, at in self._pushes)
+            if not pushed or (ours and row is not None and row.upload_reason is code):
+                paid = code is VerdictCode.ACCEPT
+                return Paid(self.amount, trx, block) if paid else Refused(code, trx, block), ""
+        if row is None or row.upload_version > self.version:
+            return None, "the chain's row holds a later upload by now"
+        if not ours:
+            if time.monotonic() - self._sent_at >= RESEND_SEC:
+                self.send()
+            return None, "it is not on chain yet"
+        if row.upload_state is UploadState.PENDING:
+            self._pending_at = before.head_block
+            said = sum(map(bool, row.verdicts))
+            return None, f"{said} verdicts so far, {self._quorum} equal ones decide"
+        if row.upload_reason in (VerdictCode.SILENCE, VerdictCode.UNDELIVERED):
+            return self._pushed(row, before.irreversible_block), "decided by a push, not yet final"
+        return None, "decided, not yet irreversible"
+
+    def _pushed(self, row: Member, irreversible: int) -> Paid | Refused | None:
+        """Return the outcome of a decision by `push`, once the block that showed it is final."""
+        if not self._decided_at:
+            self._decided_at = self._device.chain.get_info().head_block
+        if irreversible < self._decided_at:
+            return None
+        since, block = self._pending_at, self._decided_at
+        pushes = [entry for entry in self._pushes if since < entry[1] <= block]
+        trx, block = pushes[0] if len(pushes) == 1 else (None, block)
+        if row.upload_state is UploadState.PAID:
+            return Paid(self.amount, trx, block)
+        return Refused(row.upload_reason, trx, block)
+
+    def _scan(self, irreversible: int, end: float) -> None:
+        """Note verdicts on this upload, and pushes of its round, in the new irreversible blocks."""
+        chain = self._device.chain
+        while self._following <= irreversible and self._quorum_at is None:
+            for entry in chain.block(self._following)["transactions"]:
+                trx = entry["trx"]
+                if entry["status"] == "executed" and isinstance(trx, dict):
+                    for action in trx["transaction"]["actions"]:
+                        self._note(action, trx["id"], self._following)
+            self._following += 1
+            if time.monotonic() >= end:
+                return
+
+    def _note(self, action: dict[str, Any], trx: str, block: int) -> None:
+        contract = self._device.contract
+        if action["account"] != contract.account or action["name"] not in ("attest", "push"):
+            return
+        raw = bytes.fromhex(action.get("hex_data", action["data"]))
+        data = contract.abi.unpack(contract.abi.actions[action["name"]], raw)
+        if (data["task"], data["version"]) != (self._device.task, self.version):
+            return
+        if action["name"] == "push":
+            self._pushes.append((trx, block))
+            return
+        for verdict in data["verdicts"]:
+            if bytes.fromhex(verdict["hash"]) == self.hash:
+                self._said[data["validator"]] = verdict["code"]
+                equal = sum(code == verdict["code"] for code in self._said.values())
+                if equal >= self._quorum and self._quorum_at is None:
+                    self._quorum_at = (VerdictCode(verdict["code"]), trx, block)
+
+    def _is_ours(self, row: Member) -> bool:
+        return (row.upload_version, row.upload_hash) == (self.version, self.hash)

@@ -1,0 +1,322 @@
+"""One round as a device sees it: train, upload."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex
+
+from device_sdk.receipts import Receipt
+from gradledger import card as cards
+from gradledger import envelope
+from gradledger.chain.contract import ERROR_SCALE, Mode, Rule, Task
+from gradledger.chain.contract import Round as RoundRow
+from gradledger.chain.names import Asset
+from gradledger.errors import (
+    ConfigError,
+    EnvelopeError,
+    NodeError,
+)
+
+if TYPE_CHECKING:
+    from device_sdk.device import Device
+    from device_sdk.training import TrainingRecipe
+    from gradledger.models import FloatArray, IntArray, Model
+
+    Fit = Callable[
+        [Model, tuple[FloatArray, IntArray]],
+        tuple[Model, Sequence[SupportsIndex | SupportsFloat]],
+    ]
+
+__all__ = ["Round", "Update"]
+
+UPLOAD_TRIES_MAX = 3
+RETRY_SEC = 0.5
+
+
+@dataclass
+class Update:
+    """What a training gave, on its way to the owner.
+
+    Attributes
+    ----------
+    version : int
+        The round whose model was trained.
+    delta : array of float32, shape (parameters,)
+        Trained minus received.
+    errors : tuple of int
+        Validation errors, 1e-6 units.
+    examples : int
+        Data cost.
+    """
+
+    version: int
+    delta: FloatArray = field(repr=False)
+    errors: tuple[int, ...]
+    examples: int
+    _blob: bytes | None = field(default=None, repr=False)
+
+
+class Round:
+    """An open round. Made by `Device.round`.
+
+    Attributes
+    ----------
+    version : int
+    deadline : int
+        Of uploads, on the chain's clock, in seconds since 1970.
+    price : Asset
+        Per example.
+    rule : Rule
+    tau_e6 : int
+        Threshold of the rule, 1e-6 units.
+    recipe : TrainingRecipe
+        How the owner wants the training done; the helpers follow it.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        task: Task,
+        card: cards.TaskCard,
+        row: RoundRow,
+        model: Model,
+        validation: tuple[FloatArray, IntArray],
+    ) -> None:
+        from device_sdk.training import TrainingRecipe
+
+        self.version = row.version
+        self.deadline = row.deadline
+        self.price = Asset(row.price, task.terms.token_symbol)
+        self.rule: Rule = row.rule
+        self.tau_e6 = row.tau
+        training = row.training
+        self.recipe: TrainingRecipe = TrainingRecipe(
+            version=row.version,
+            epochs=training.epochs,
+            batch_size=training.batch_size,
+            rate_e6=training.rate_e6,
+            measures=training.measures,
+            seed=training.seed,
+        )
+        self._device = device
+        self._task = task
+        self._card = card
+        self._validators = row.validators
+        self._content: tuple[Model, tuple[FloatArray, IntArray]] | None = (model, validation)
+
+    def __repr__(self) -> str:
+        until = datetime.fromtimestamp(self.deadline, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        model = self._content[0] if self._content else None
+        return (
+            f"Round(version={self.version}, model={model}, deadline={until}, "
+            f"price={self.price} per example)"
+        )
+
+    def __enter__(self) -> Round:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let go of the model and the validation set; an update may still be uploaded."""
+        self._content = None
+
+    @property
+    def model(self) -> Model:
+        """The received model, T_(version-1)."""
+        return self._here()[0]
+
+    @property
+    def validation(self) -> tuple[FloatArray, IntArray]:
+        """The validation set issued to this device: x [m, features] and y [m]."""
+        return self._here()[1]
+
+    def _here(self) -> tuple[Model, tuple[FloatArray, IntArray]]:
+        if self._content is None:
+            raise ConfigError(f"round {self.version} was left: its model is not kept")
+        return self._content
+
+    def train(self, fit: Fit, *, examples: int) -> Update:
+        """Train and take the difference.
+
+        Parameters
+        ----------
+        fit : callable
+            `fit(model, validation) -> (trained, errors)`. `trained` is a `Model` of the same
+            architecture (`model.with_arrays(...)`); `errors` are the validation errors in the order
+            measured, as integers in 1e-6 units (`model.error_micro`) or as floats from 0 to 1.
+        examples : int
+            Data cost: how many examples `fit` trained on.
+
+        Returns
+        -------
+        Update
+
+        Raises
+        ------
+        ConfigError
+            `fit` returned something else, or `examples` is more than the task allows.
+
+        Notes
+        -----
+        In `sealed` mode the validators measure the error again, on the update as it arrives: so the
+        last error is measured here on the clipped and quantised update.
+        """
+        model, validation = self._here()
+        terms = self._task.terms
+        if isinstance(examples, bool) or not 1 <= operator.index(examples) <= terms.cost_max:
+            raise ConfigError(f"examples: expected 1 to {terms.cost_max}, got {examples}")
+        trained, measured = fit(model, validation)
+        if getattr(trained, "architecture", None) != model.architecture:
+            raise ConfigError("fit: expected a Model of the round's architecture first")
+        errors = [_error_micro(error) for error in measured]
+        if not 1 <= len(errors) <= terms.errors_max:
+            raise ConfigError(f"fit: expected 1 to {terms.errors_max} errors, got {len(errors)}")
+        delta = trained.vector - model.vector
+        if terms.mode is Mode.SEALED:
+            codec = cards.task_codec(self._task)
+            arrived = model.vector + codec.dequantise(codec.quantise(delta))
+            errors[-1] = model.with_vector(arrived).error_micro(*validation)
+        return Update(self.version, delta, tuple(errors), operator.index(examples))
+
+    def upload(self, update: Update) -> Receipt:
+        """Encrypt, seal, store and record an update.
+
+        May be repeated with the same update after an error: it is recorded once. It is sent for the
+        round in which it was trained; the chain alone decides whether that round still takes it.
+
+        Parameters
+        ----------
+        update : Update
+            From `train`.
+
+        Returns
+        -------
+        Receipt
+            The node has accepted it, which is not final: see `Receipt.wait`.
+
+        Raises
+        ------
+        RoundClosedError, StaleVersionError
+            Too late.
+        RuleNotMetError
+            The errors do not meet the round's rule.
+        BudgetShortError
+            The owner's escrow cannot pay for it.
+        AlreadyDoneError
+            Another update of this device is recorded for the round.
+        ChainError, StoreError
+            Node or store do not answer; try again.
+        """
+        if update._blob is None:
+            update._blob = self._seal(update)
+        device = self._device
+        digest = hashlib.sha256(update._blob).digest()
+        action = device.contract.fedlearning(
+            device.task,
+            device.account,
+            update.version,
+            digest,
+            device.store.put(update._blob),
+            update.examples,
+            update.errors,
+        )
+        receipt = Receipt(
+            device,
+            update.version,
+            digest,
+            Asset(update.examples * self.price.amount, self.price.symbol),
+            len(self._validators),
+            action,
+        )
+        for left in reversed(range(UPLOAD_TRIES_MAX)):
+            try:
+                receipt.send()
+                break
+            except NodeError:
+                if not left:
+                    raise
+                time.sleep(RETRY_SEC)
+        return receipt
+
+    def _seal(self, update: Update) -> bytes:
+        """Clip, quantise, encrypt and seal an update to those who may read it."""
+        device, terms = self._device, self._task.terms
+        codec = cards.task_codec(self._task)
+        codes = codec.quantise(update.delta)
+        header: dict[str, Any] = {}
+        if terms.mode is Mode.PAILLIER:
+            key = self._card.public_key()  # `Device.card` has checked its hash
+            header = {
+                "codec": envelope.PayloadCodec.PAILLIER,
+                "slot_bits": terms.slot_bits,
+                "key_hash": key.key_hash,
+            }
+            payload = key.encrypt(codes, codec)
+        else:
+            header = {"codec": envelope.PayloadCodec.QUANTISED}
+            payload = codec.to_bytes(codes)
+        return envelope.seal(
+            envelope.Header(
+                kind=envelope.Kind.UPDATE,
+                task=device.task,
+                sender=device.account,
+                version=update.version,
+                parameters=terms.parameters,
+                clip_e6=terms.clip_e6,
+                examples=update.examples,
+                **header,
+            ),
+            payload,
+            self._readers(),
+        )
+
+    def _readers(self) -> dict[str, bytes]:
+        """Return the X25519 keys of the round's validators and, in sealed mode, of the owner."""
+        device = self._device
+        readers: dict[str, bytes] = {}
+        for account in self._validators:
+            member = device.contract.member(device.task, account)
+            if member is not None and member.joined and _is_usable(member.enc_key):
+                readers[account] = member.enc_key
+        if not readers:
+            raise EnvelopeError(f"no validator of round {self.version} can be sealed to")
+        if self._task.terms.mode is Mode.SEALED:
+            readers[self._task.owner] = self._card.owner_enc_key
+        return readers
+
+
+def _is_usable(public_key: bytes) -> bool:
+    """Whether something can be sealed to these bytes: one bad key must not stop the others."""
+    from nacl import bindings
+    from nacl.exceptions import CryptoError
+
+    try:
+        bindings.crypto_box_seal(b"", public_key)
+    except CryptoError:
+        return False
+    return True
+
+
+def _error_micro(error: Any) -> int:
+    """Return an error in 1e-6 units, given so or as a share."""
+    try:
+        value = operator.index(error)
+    except TypeError:
+        try:
+            share = float(error)
+        except (TypeError, ValueError):
+            share = -1.0
+        value = round(share * ERROR_SCALE) if 0.0 <= share <= 1.0 else -1
+    if not 0 <= value <= ERROR_SCALE:
+        raise ConfigError(f"fit: errors of 0 to {ERROR_SCALE} (1e-6 units) expected, got {error!r}")
+    return value

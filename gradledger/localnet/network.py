@@ -24,18 +24,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
-
-import requests
 
 import gradledger
 from gradledger.chain.client import ChainClient
 from gradledger.chain.keys import PrivateKey, load_key_file, save_key_file
 from gradledger.chain.names import Asset, Symbol, check_account
 from gradledger.chain.transaction import Action
-from gradledger.errors import ConfigError, NodeAnswerError
+from gradledger.errors import ConfigError, NodeAnswerError, NodeError
 from gradledger.localnet import nodeos, parts, processes, system
 from gradledger.localnet.errors import LocalnetError, StartError
 from gradledger.localnet.processes import Process
@@ -58,6 +57,7 @@ P2P_PORT = 9876
 KUBO_PORT = 5001
 START_TRIES_MAX = 5
 READY_SEC_MAX = 30.0
+PORT_WAIT_SEC = 3.0
 ACCOUNTS_PER_TRANSACTION = 50
 
 
@@ -170,7 +170,7 @@ class Network:
         parts.check_platform()
         with self._locked():
             document = self._read_or_empty()
-            made_with = document.get("producers", producers or 1)
+            made_with = document.get("producers", 1 if producers is None else producers)
             if producers not in (None, made_with):
                 raise ConfigError(
                     f"the network in {self.home} has {made_with} producers, not {producers}: "
@@ -193,7 +193,21 @@ class Network:
             )
             document.setdefault("processes", {})
             document.setdefault("ports", {})
-            self._bring_up(document)
+            for _ in range(START_TRIES_MAX):
+                failure: NodeError | None = None
+                try:
+                    self._bring_up(document)
+                except NodeError as exc:
+                    failure = exc
+                # One that was killed just before may have looked alive.
+                ended = [n for n in self._expected(document) if not self._running(document, n)]
+                if not ended:
+                    break
+                time.sleep(0.2)
+            else:
+                raise StartError(f"{', '.join(ended)} ended again and again: see {self.home}/logs")
+            if failure is not None:
+                raise failure
         return self.info()
 
     def down(self, *, wipe: bool = False) -> list[str]:
@@ -353,8 +367,8 @@ class Network:
         """Start Kubo without waiting for it; None when it runs."""
         if self._running(document, "kubo"):
             return None
-        wanted = document["ports"].get("kubo", {}).get("rpc", self._first_ports["kubo"])
-        port = processes.free_port(wanted)
+        old = document["ports"].get("kubo")
+        port = self._free_port(old, "rpc", self._first_ports["kubo"], set())
         self._say(f"starting Kubo on 127.0.0.1:{port}")
         command = _python(
             "gradledger.localnet.kubo",
@@ -373,19 +387,19 @@ class Network:
         for _ in range(START_TRIES_MAX):
             if process is None:
                 break
-            url = f"http://127.0.0.1:{process.ports['rpc']}/api/v0/version"
+            port = process.ports["rpc"]
             try:
-                processes.wait_until(process, lambda url=url: _answers(url), wait_sec=READY_SEC_MAX)
+                ready = partial(processes.listens, process, port)
+                processes.wait_until(process, ready, wait_sec=READY_SEC_MAX, what="listen")
                 break
             except StartError:
-                if processes.port_is_free(process.ports["rpc"]):
+                if processes.port_is_free(port):
                     raise
                 # Somebody else was faster on that port.
                 process = self._start_kubo(document, library)
         else:
             raise StartError(f"Kubo found no port in {START_TRIES_MAX} tries")
-        port = document["ports"]["kubo"]["rpc"]
-        document["store"] = f"/ip4/127.0.0.1/tcp/{port}"
+        document["store"] = f"/ip4/127.0.0.1/tcp/{document['ports']['kubo']['rpc']}"
 
     def _start_nodes(self, document: dict[str, Any], node: Path) -> None:
         count = document["producers"]
@@ -431,8 +445,8 @@ class Network:
             else:
                 chosen = {}
                 for kind in ("http", "p2p"):
-                    wanted = old[kind] if old else self._first_ports[kind]
-                    chosen[kind] = processes.free_port(wanted, taken | set(chosen.values()))
+                    avoid = taken | set(chosen.values())
+                    chosen[kind] = self._free_port(old, kind, self._first_ports[kind], avoid)
             taken |= set(chosen.values())
             document["ports"][name] = chosen
             ports.append(chosen)
@@ -453,19 +467,29 @@ class Network:
             )
         return specs
 
+    def _free_port(
+        self, old: Mapping[str, int] | None, kind: str, first: int, avoid: set[int]
+    ) -> int:
+        """Return the port that was used before, if it can be had again, or else the next."""
+        if old:
+            return processes.free_port(old[kind], avoid, wait_sec=PORT_WAIT_SEC)
+        return processes.free_port(first, avoid)
+
     def _start_validators(self, document: dict[str, Any]) -> None:
         wanted = validator_names(document["validators"])
-        running = {one.name for one in self._processes(document) if one.alive}
+        addresses = [*document["chain"], document["store"]]
+        moved = document.get("validators_use") != addresses
         surplus = [
             one
             for one in self._processes(document)
-            if one.name.startswith("validator") and one.name not in wanted
+            if one.name.startswith("validator") and (moved or one.name not in wanted)
         ]
         processes.stop(surplus)
         for one in surplus:
             del document["processes"][one.name]
+        document["validators_use"] = addresses
         for name in wanted:
-            if name in running:
+            if self._running(document, name):
                 continue
             self._say(f"starting {name}")
             command = _python(
@@ -708,13 +732,6 @@ def _producer_names(count: int) -> list[str]:
 
 def _python(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", module, *arguments]
-
-
-def _answers(url: str) -> bool:
-    try:
-        return bool(requests.post(url, timeout=2).ok)
-    except requests.RequestException:
-        return False
 
 
 def _artifact(contract: str) -> tuple[bytes, bytes]:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from gradledger.localnet.processes import Process
 
 READY_SEC_MAX = 20.0
 REPLAY_SEC_MAX = 600.0
-STATE_MB = 1024
 
 # Each attempt after the first costs more than the one before, and gets over more.
 _RECOVERIES: tuple[tuple[str, ...], ...] = (
@@ -124,7 +124,7 @@ def start_node(nodeos: Path, spec: NodeSpec, genesis: Path, log: Path) -> Proces
         try:
             processes.wait_until(
                 process,
-                lambda: info(spec.url) is not None,
+                partial(_answers, process, spec),
                 wait_sec=REPLAY_SEC_MAX if recovery else READY_SEC_MAX,
             )
             return process
@@ -148,6 +148,10 @@ def info(url: str, *, timeout_sec: float = 2.0) -> dict[str, Any] | None:
         return None
 
 
+def _answers(process: Process, spec: NodeSpec) -> bool:
+    return processes.listens(process, spec.http_port) and info(spec.url) is not None
+
+
 def _write_config(spec: NodeSpec) -> None:
     """Write config.ini, mode 0600: keys stay off the command line, where all can read them."""
     spec.folder.mkdir(parents=True, exist_ok=True)
@@ -162,7 +166,6 @@ def _write_config(spec: NodeSpec) -> None:
         "max-transaction-time = 200",
         "abi-serializer-max-time-ms = 200",
         "http-max-response-time-ms = 200",
-        f"chain-state-db-size-mb = {STATE_MB}",
         "resource-monitor-not-shutdown-on-threshold-exceeded = true",
     ]
     lines += [f"p2p-peer-address = 127.0.0.1:{port}" for port in spec.peers]

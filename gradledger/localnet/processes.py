@@ -139,6 +139,19 @@ def wait_until(
         time.sleep(POLL_SEC)
 
 
+def listens(process: Process, port: int) -> bool:
+    """Whether it is this process, and nobody else, that listens on a loopback port."""
+    local = f"0100007F:{port:04X}"
+    try:
+        lines = Path("/proc/net/tcp").read_text("ascii").splitlines()[1:]
+        rows = [line.split() for line in lines]
+        inodes = {f"socket:[{row[9]}]" for row in rows if row[1] == local and row[3] == "0A"}
+        handles = list(os.scandir(f"/proc/{process.pid}/fd")) if inodes else []
+    except OSError:
+        return False
+    return any(_link(handle.path) in inodes for handle in handles)
+
+
 def log_tail(log: Path, *, chars: int = 400) -> str:
     """Return the end of a log on one line."""
     try:
@@ -150,8 +163,11 @@ def log_tail(log: Path, *, chars: int = 400) -> str:
     return f"... {' '.join(text.split())[-chars:]} (see {log})"
 
 
-def free_port(wanted: int, taken: Iterable[int] = ()) -> int:
+def free_port(wanted: int, taken: Iterable[int] = (), *, wait_sec: float = 0.0) -> int:
     """Return the first port from `wanted` on that is free on loopback and not in `taken`.
+
+    With `wait_sec`, a busy `wanted` is given that long: a killed process is gone before its
+    threads have let go of their sockets.
 
     Raises
     ------
@@ -159,6 +175,9 @@ def free_port(wanted: int, taken: Iterable[int] = ()) -> int:
         None of `PORT_TRIES_MAX` ports is free.
     """
     avoid = set(taken)
+    until = time.monotonic() + wait_sec
+    while wanted not in avoid and not port_is_free(wanted) and time.monotonic() < until:
+        time.sleep(POLL_SEC)
     for port in range(wanted, min(wanted + PORT_TRIES_MAX, 65536)):
         if port not in avoid and port_is_free(port):
             return port
@@ -183,6 +202,13 @@ def _wait_gone(processes: list[Process], wait_sec: float) -> list[Process]:
     ):
         time.sleep(POLL_SEC)
     return left
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
 
 
 def _reap(pid: int) -> None:

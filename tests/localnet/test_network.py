@@ -1,0 +1,263 @@
+"""The local network's life: up, killed, up again, down."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gradledger.chain.client import ChainClient
+from gradledger.chain.keys import PrivateKey
+from gradledger.cli import main
+from gradledger.errors import ConfigError
+from gradledger.localnet import processes
+from gradledger.localnet.logkeeper import bound_logs
+from gradledger.localnet.network import Network, validator_names
+from gradledger.localnet.processes import Process
+from gradledger.store import Store
+
+STATUS_MEMBERS = {
+    "format",
+    "home",
+    "state",
+    "chain",
+    "store",
+    "contract",
+    "token",
+    "chain_id",
+    "server_version",
+    "head_block",
+    "irreversible_block",
+    "processes",
+    "accounts",
+}
+
+
+def pids(network: Network) -> dict[str, int]:
+    return {one["name"]: one["pid"] for one in network.status()["processes"]}
+
+
+def kill(network: Network, *names: str) -> None:
+    running = pids(network)
+    for name in names or running:
+        os.kill(running[name], signal.SIGKILL)
+    until = time.monotonic() + 10
+    while any(pids(network)[name] for name in names or running) and time.monotonic() < until:
+        time.sleep(0.02)
+
+
+def balance(network: Network, account: str) -> str:
+    return str(ChainClient(network.info().chain_url).balance("eosio.token", account, "TOK"))
+
+
+def pay_for_good(network: Network, account: str, quantity: str) -> None:
+    """Make an account with tokens, and wait until nothing can undo it."""
+    network.create_account(account)
+    network.transfer(account, quantity)
+    head = network.status()["head_block"]
+    until = time.monotonic() + 20
+    while network.status()["irreversible_block"] <= head and time.monotonic() < until:
+        time.sleep(0.1)
+
+
+def test_up_twice_is_harmless(make_network: Callable[[], Network]) -> None:
+    network = make_network()
+    first = network.up()
+    before = pids(network)
+    assert set(before) == {"node1", "kubo", "logs", *validator_names(4)}
+    assert network.up() == first
+    assert pids(network) == before
+    assert network.status()["state"] == "up"
+
+
+def test_killed_processes_come_back_with_their_data(make_network: Callable[[], Network]) -> None:
+    network = make_network()
+    info = network.up(validators=2)
+    pay_for_good(network, "alice", "5.0000 TOK")
+    cid = Store(info.store_addr).put(b"survives")
+    for names in (["node1"], ["kubo"], ["validator1", "logs"], []):
+        before = pids(network)
+        kill(network, *names)
+        assert network.status()["state"] in ("partly", "down")
+        assert network.up() == network.info()
+        after = pids(network)
+        changed = {name for name in before if before[name] != after[name]}
+        assert changed == set(names or before)
+        assert network.status()["state"] == "up"
+        assert balance(network, "alice") == "5.0000 TOK"
+        assert Store(network.info().store_addr).get(cid) == b"survives"
+    assert network.info().chain_urls == info.chain_urls
+    assert network.info().store_addr == info.store_addr
+
+
+def test_up_at_once_after_a_kill(make_network: Callable[[], Network]) -> None:
+    network = make_network()
+    network.up(validators=0)
+    for pid in pids(network).values():
+        os.kill(pid, signal.SIGKILL)
+    network.up()
+    assert network.status()["state"] == "up"
+
+
+def test_down_keeps_the_data_and_wipe_does_not(make_network: Callable[[], Network]) -> None:
+    network = make_network()
+    network.up(validators=0)
+    pay_for_good(network, "alice", "5.0000 TOK")
+    assert set(network.down()) == {"node1", "kubo", "logs"}
+    assert network.status()["state"] == "down"
+    assert network.down() == []
+    network.up()
+    assert balance(network, "alice") == "5.0000 TOK"
+    network.down(wipe=True)
+    assert not network.home.exists()
+    assert network.status()["state"] == "none"
+    with pytest.raises(ConfigError, match=r"no network in .*: start one with gradledger up"):
+        Network.load(network.home)
+
+
+def test_busy_ports_are_stepped_over(tmp_path: Path) -> None:
+    with socket.socket() as one, socket.socket() as two:
+        for busy in (one, two):
+            busy.bind(("127.0.0.1", 0))
+            busy.listen()
+        http, kubo = one.getsockname()[1], two.getsockname()[1]
+        network = Network(tmp_path / "net", http_port=http, p2p_port=http, kubo_port=kubo)
+        try:
+            info = network.up(validators=0)
+            assert info.chain_urls != (f"http://127.0.0.1:{http}",)
+            assert not info.store_addr.endswith(f"/{kubo}")
+            shown = {row["name"]: row["ports"] for row in network.status()["processes"]}
+            assert info.chain_urls == (f"http://127.0.0.1:{shown['node1']['http']}",)
+            assert info.store_addr == f"/ip4/127.0.0.1/tcp/{shown['kubo']['rpc']}"
+            ports = {**shown["node1"], **shown["kubo"]}.values()
+            assert len({http, kubo, *ports}) == 5
+        finally:
+            network.down(wipe=True)
+
+
+def test_the_number_of_producers_is_fixed(localnet: Network) -> None:
+    with pytest.raises(ConfigError, match="has 1 producers, not 3: take it away first"):
+        localnet.up(producers=3)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"producers": 0}, "producers: expected 1..21, got 0"),
+        ({"producers": 22}, "producers: expected 1..21, got 22"),
+        ({"validators": -1}, "validators: expected 0..25, got -1"),
+        ({"validators": 26}, "validators: expected 0..25, got 26"),
+    ],
+)
+def test_numbers_out_of_range(
+    make_network: Callable[[], Network], numbers: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_network().up(**numbers)
+
+
+def test_keys_are_for_their_owner_alone(localnet: Network) -> None:
+    info = localnet.info()
+    assert {"eosio", "fedlearning", "modelowner", "bank", "validator4"} <= set(info.accounts)
+    for path in info.accounts.values():
+        assert stat.S_IMODE(Path(path).stat().st_mode) == 0o600
+    config = localnet.home / "node1" / "config.ini"
+    assert stat.S_IMODE(config.stat().st_mode) == 0o600
+    command = Path(f"/proc/{pids(localnet)['node1']}/cmdline").read_bytes()
+    assert b"PVT_K1" not in command
+
+
+def test_everything_listens_on_loopback_alone(localnet: Network) -> None:
+    for row in localnet.status()["processes"]:
+        if row["pid"] is not None:
+            assert all(ip == "0100007F" for ip in listening(row["pid"])), row["name"]
+
+
+def listening(pid: int) -> list[str]:
+    """Return the addresses that a process listens on, as /proc/net/tcp writes them."""
+    sockets = set()
+    for handle in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            sockets.add(os.readlink(handle))
+        except FileNotFoundError:
+            continue
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                found.append(fields[1].split(":")[0])
+    return found
+
+
+def test_status_is_a_stable_document(localnet: Network) -> None:
+    status = localnet.status()
+    assert set(status) == STATUS_MEMBERS
+    assert status["format"] == 1
+    assert status["state"] == "up"
+    assert status["server_version"] == "v4.1.0-dev"
+    assert 0 < status["irreversible_block"] <= status["head_block"]
+    assert status["token"] == {"contract": "eosio.token", "symbol": "4,TOK"}
+    for row in status["processes"]:
+        assert set(row) == {"name", "state", "pid", "ports", "log"}
+
+
+def test_a_new_account_can_sign(
+    localnet: Network, chain: ChainClient, new_account: Callable[..., tuple[str, PrivateKey]]
+) -> None:
+    name, key = new_account("signer")
+    assert localnet.key(name) == key
+    active = chain.get_account(name)["permissions"][0]["required_auth"]["keys"]
+    assert [one["key"] for one in active] == [key.public.legacy]
+    with pytest.raises(ConfigError, match=f"the account {name} exists already"):
+        localnet.create_account(name)
+
+
+def test_contract_may_pay_out(chain: ChainClient) -> None:
+    permissions = chain.get_account("fedlearning")["permissions"]
+    active = next(one for one in permissions if one["perm_name"] == "active")
+    levels = [one["permission"] for one in active["required_auth"]["accounts"]]
+    assert levels == [{"actor": "fedlearning", "permission": "eosio.code"}]
+
+
+def test_a_recycled_pid_is_not_ours() -> None:
+    mine = Process("x", os.getpid(), processes._start_ticks(os.getpid()), processes._boot())
+    assert mine.alive
+    other = Process("x", os.getpid(), mine.start_ticks - 1, mine.boot)
+    assert not other.alive
+    other.signal(signal.SIGKILL)  # would be the end of this test
+    assert not Process("x", os.getpid(), mine.start_ticks, "another boot").alive
+
+
+def test_logs_are_bounded_while_their_writer_runs(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    with log.open("a", buffering=1) as writer:
+        for turn in range(4):
+            writer.write(f"{turn}" * 100 + "\n")
+            bound_logs(tmp_path, bytes_max=50)
+        writer.write("last\n")
+    assert log.read_text() == "last\n"
+    assert (tmp_path / "x.log.1").read_text() == "3" * 100 + "\n"
+    assert (tmp_path / "x.log.2").read_text() == "2" * 100 + "\n"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_command_line(
+    localnet: Network, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", "--home", str(localnet.home)]) == 0
+    assert "node1" in capsys.readouterr().out
+    assert main(["status", "--home", str(tmp_path), "--json"]) == 1
+    assert '"state": "none"' in capsys.readouterr().out
+    assert main(["down", "--home", str(tmp_path / "none")]) == 0
+    assert capsys.readouterr().out == "nothing was running\n"
+    assert main(["up", "--home", str(tmp_path / "none"), "--producers", "0"]) == 1
+    assert capsys.readouterr().err == "gradledger: producers: expected 1..21, got 0\n"
+    with pytest.raises(SystemExit, match="2"):
+        main(["up", "--no-such-option"])

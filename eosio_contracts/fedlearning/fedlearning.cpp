@@ -88,8 +88,9 @@ void fedlearning::call(name act, reader in) {
       case "push"_n.value: {
          const auto version = in.get<uint32_t>();
          const auto limit = in.get<uint16_t>();
+         const auto start = in.is_finished() ? name() : in.get<name>();
          in.finish();
-         return push(task, version, limit);
+         return push(task, version, limit, start);
       }
       case "settle"_n.value: {
          const auto version = in.get<uint32_t>();

@@ -315,8 +315,10 @@ public:
 
    /// Decide up to `limit` uploads that got no verdict in time, as the task's `silence` says;
    /// after twice verdict_sec all of them are refunded. Anyone, after the verdict deadline. In state
-   /// summing, after the sum deadline: give the sum up.
-   void push(name task, uint32_t version, uint16_t limit);
+   /// summing, after the sum deadline: give the sum up. `start` may be left out; otherwise it is the
+   /// member to begin with instead of where the last call ended, so that a device that cannot be
+   /// paid (its own contract refuses the money) holds up nobody behind it.
+   void push(name task, uint32_t version, uint16_t limit, name start);
 
    /// Put up to `limit` members' uploads into the Merkle tree, in ascending order of account; with
    /// the last one record the root and hand the transient RAM back. @pre state summed. The owner

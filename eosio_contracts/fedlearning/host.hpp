@@ -133,6 +133,8 @@ public:
       return {bytes, count};
    }
 
+   bool is_finished() const { return at_ == end_; }
+
    void finish() const {
       if (at_ != end_)
          fail("bad_parameter: the action's data is ", static_cast<uint32_t>(end_ - at_), " bytes too long");

@@ -164,7 +164,7 @@ void fedlearning::closeround(name id, uint32_t version, name caller) {
    row.save();
 }
 
-void fedlearning::push(name id, uint32_t version, uint16_t limit) {
+void fedlearning::push(name id, uint32_t version, uint16_t limit, name start) {
    const auto task = get_task(get_self(), id);
    check_version(task.row, version);
    round_row row;
@@ -180,11 +180,14 @@ void fedlearning::push(name id, uint32_t version, uint16_t limit) {
    } else {
       const bool is_last = now() >= head.verdict_deadline + head.verdict_sec;
       const bool pays = !is_last && task.row.terms.silence == silence_pay;
+      const name cursor = head.cursor;
+      if (start != name()) head.cursor = start;
       visit_members(get_self(), id, head, limit, [&](stored<member>& upload) {
          if (upload.row.upload_version != version || upload.row.upload_state != upload_pending) return;
          decide(task.row, head, upload.row, is_last ? reason_undelivered : reason_silence, pays);
          upload.save();
       });
+      if (start != name()) head.cursor = cursor;
       advance(task.row, head);
    }
    row.save();

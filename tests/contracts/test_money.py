@@ -195,6 +195,24 @@ def test_a_device_that_cannot_be_paid_strands_nobody(world: World) -> None:
     assert scene.money()["free"] == 1_000_000 - 600
 
 
+def test_a_device_that_cannot_be_paid_for_silence_is_stepped_over(world: World) -> None:
+    scene = Scene.make(world, silence=1)
+    evil, *good = scene.devices
+    world.push(system.set_contract(evil, REFUSER, b'{"version": "eosio::abi/1.1"}'))
+    scene.do(scene.open(verdict_sec=4), *[scene.upload(d) for d in scene.devices], scene.close())
+    deadline = parse_time(scene.round()["verdict_deadline"])
+    scene.wait(deadline)
+    world.refusal(scene.push_on(world.creator))
+    data = {"version": 1, "limit": 10, "start": good[0]}
+    scene.do(scene.act("push", world.creator, **data))
+    assert [world.balance(d) for d in good] == [600, 600]
+    assert scene.round()["pending"] == 1
+    scene.wait(deadline + 4)
+    scene.do(scene.push_on(world.creator))
+    assert scene.member(evil)["upload_reason"] == 21
+    assert scene.round()["state"] == SUMMED
+
+
 def test_after_the_last_deadline_silence_does_not_pay(world: World) -> None:
     scene = Scene.make(world, silence=1)
     scene.do(scene.open(verdict_sec=1), scene.upload(scene.devices[0]), scene.close())

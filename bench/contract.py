@@ -242,7 +242,7 @@ def summarise(costs: dict[str, list[dict[str, int]]]) -> dict[str, dict[str, flo
     return found
 
 
-def measure(samples: int, say: Callable[[str], object]) -> dict[str, Any]:
+def measure(samples: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Run the bench on a network of its own and return its document."""
     with tempfile.TemporaryDirectory(prefix="gradledger-bench-") as home:
         network = Network(Path(home) / "net", say=say)

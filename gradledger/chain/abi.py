@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -130,6 +130,7 @@ class Abi:
 
     def pack(self, kind: str, value: Any) -> bytes:
         """Return `value` in binary as a `kind`. Raises ConfigError."""
+        self._check_known(kind)
         out = bytearray()
         self._pack(kind, value, out, kind, 0)
         return bytes(out)
@@ -139,6 +140,7 @@ class Abi:
 
         Raises ConfigError and nothing else, whatever the bytes.
         """
+        self._check_known(kind)
         reader = _Reader(bytes(data))
         value = self._unpack(kind, reader, 0)
         if reader.at != len(reader.data):
@@ -157,6 +159,8 @@ class Abi:
             raise ConfigError(f"expected types nested at most {_DEPTH_MAX} deep at {where}")
         kind = self._aliases.get(kind, kind)
         if kind.endswith("[]"):
+            if not isinstance(value, Sequence) or isinstance(value, str):
+                raise ConfigError(f"expected a list for {where}, got {type(value).__name__}")
             if len(value) > ITEMS_MAX:
                 raise ConfigError(f"expected at most {ITEMS_MAX} items in {where}")
             out += pack_varuint32(len(value))

@@ -33,6 +33,7 @@ from gradledger.errors import (
 ENDPOINTS_MAX = 16
 ANSWER_BYTES_MAX = 64 * 2**20
 ROUNDS_OF_ENDPOINTS = 2  # how often each endpoint is asked before giving up
+PAUSE_SEC = 0.2  # between these rounds
 PAGES_MAX = 100_000
 BLOCKS_CACHED_MAX = 1024
 EXPIRATION_SEC_MAX = 3600
@@ -47,7 +48,7 @@ _BUSY_CODES = (3080006, 3081001)  # took too long here: another node, or later, 
 
 @dataclass(frozen=True, kw_only=True)
 class Timeout:
-    """Seconds to wait for a connection, and for each answer after that."""
+    """Seconds to wait for a connection, and for the whole answer after that."""
 
     connect: float = 3.0
     read: float = 15.0
@@ -63,6 +64,15 @@ class ChainInfo:
     head_time: int  # seconds since 1970
     irreversible_block: int
     irreversible_id: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """An irreversible block: its time (seconds since 1970) and the transactions it executed."""
+
+    number: int
+    time: int
+    executed: frozenset[str] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -119,9 +129,12 @@ class ChainClient:
                 raise ConfigError(f"expected an endpoint like http://host:port, got {endpoint!r}")
         self.timeout = timeout or Timeout()
         self._preferred = 0  # the endpoint that answered last
-        self._pool: Any = None
+        from gradledger.chain.transport import Transport  # loads HTTP when it is first needed
+
+        self._transport = Transport(connect_sec=self.timeout.connect, answer_sec=self.timeout.read)
+        self._chain_id: str | None = None  # the first answer's: other endpoints must agree
         self._lock = threading.Lock()
-        self._blocks: OrderedDict[int, dict[str, Any]] = OrderedDict()
+        self._blocks: OrderedDict[int, Block] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"ChainClient({', '.join(self.endpoints)})"
@@ -130,9 +143,12 @@ class ChainClient:
 
     def get_info(self) -> ChainInfo:
         """Return the node's view of head and last irreversible block. Raises NodeError."""
-        answer = self.call("/v1/chain/get_info", {})
+        return self._info()[0]
+
+    def _info(self) -> tuple[ChainInfo, int]:
+        answer, endpoint = self._call("/v1/chain/get_info", {})
         try:
-            return ChainInfo(
+            info = ChainInfo(
                 str(answer["chain_id"]),
                 str(answer.get("server_version_string") or answer["server_version"]),
                 int(answer["head_block_num"]),
@@ -142,6 +158,11 @@ class ChainClient:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise NodeAnswerError(f"expected a get_info document, it lacks {error}") from None
+        if self._chain_id is None:
+            self._chain_id = info.chain_id
+        if info.chain_id != self._chain_id:
+            raise NodeAnswerError(f"expected chain {self._chain_id}, a node has {info.chain_id}")
+        return info, endpoint
 
     def table_rows(
         self,
@@ -166,6 +187,8 @@ class ChainClient:
         limit : int
             Rows in one page.
         """
+        if table not in abi.tables:
+            raise ConfigError(f"expected one of {sorted(abi.tables)}, got table {table!r}")
         bound = lower
         for _ in range(PAGES_MAX):
             query = {
@@ -186,6 +209,8 @@ class ChainClient:
                     yield abi.unpack(abi.tables[table], bytes.fromhex(row))
                 if not more:
                     return
+                if bound is not None and int(following) <= bound:
+                    raise ValueError("its pages do not advance")
                 bound = int(following)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise NodeAnswerError(
@@ -208,7 +233,7 @@ class ChainClient:
         """Return whether the account exists."""
         try:
             self.get_account(account)
-        except NodeAnswerError:
+        except _FinalAnswerError:
             return False
         return True
 
@@ -216,28 +241,34 @@ class ChainClient:
         """Return an account's balance of a token, or None when it never had any."""
         query = {"code": token_contract, "account": account, "symbol": code}
         answer = self.call("/v1/chain/get_currency_balance", query)
-        if not isinstance(answer, list):
-            raise NodeAnswerError("expected a list of balances")
-        return Asset.parse(answer[0]) if answer else None
+        try:
+            return Asset.parse(answer[0]) if len(answer) else None
+        except (ConfigError, TypeError, KeyError):
+            raise NodeAnswerError(f"expected a list of balances, got {str(answer)[:80]}") from None
 
-    def block(self, number: int) -> dict[str, Any]:
-        """Return an irreversible block as the node's ``get_block`` document.
+    def _block(self, number: int, endpoint: int) -> Block:
+        """Return a block that is irreversible for the node at `endpoint`, as that node has it.
 
-        The caller has made sure that it is irreversible; such a block is kept (the newest
-        `BLOCKS_CACHED_MAX`), since it cannot change.
+        Another node may be behind, or on a fork. The newest `BLOCKS_CACHED_MAX` blocks are kept,
+        since they cannot change: several waits share them.
         """
         with self._lock:
             if number in self._blocks:
                 self._blocks.move_to_end(number)
                 return self._blocks[number]
-        answer = self.call("/v1/chain/get_block", {"block_num_or_id": str(number)})
-        if not isinstance(answer, dict) or not isinstance(answer.get("transactions"), list):
-            raise NodeAnswerError(f"expected block {number}, got another document")
+        query = {"block_num_or_id": str(number)}
+        answer = self._call("/v1/chain/get_block", query, only=endpoint)[0]
+        try:
+            if int(answer["block_num"]) != number:
+                raise ValueError(f"number {answer['block_num']}")
+            block = Block(number, parse_time(answer["timestamp"]), _executed_ids(answer))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise NodeAnswerError(f"expected block {number}, got another: {error}") from None
         with self._lock:
-            self._blocks[number] = answer
+            self._blocks[number] = block
             while len(self._blocks) > BLOCKS_CACHED_MAX:
                 self._blocks.popitem(last=False)
-        return answer
+        return block
 
     # ---- writing ----------------------------------------------------------------------------
 
@@ -308,26 +339,28 @@ class ChainClient:
         IrreversibilityTimeout
             Not known within `timeout_sec`.
         """
-        following = result.first_block
+        following, last, fault = result.first_block, 0, ""
         end = time.monotonic() + timeout_sec
         while True:
-            last = self.get_info().irreversible_block
-            while following <= last:
-                block = self.block(following)
-                if result.trx_id in executed_ids(block):
-                    return following
-                following += 1
-                if parse_time(block["timestamp"]) > result.expiration:
-                    raise TransactionExpiredError(
-                        f"transaction {result.trx_id} expired and is in no irreversible block: "
-                        "sign it anew"
-                    )
-                if time.monotonic() >= end:
-                    break
+            try:
+                info, endpoint = self._info()
+                last = info.irreversible_block
+                while following <= last and time.monotonic() < end:
+                    block = self._block(following, endpoint)
+                    if result.trx_id in block.executed:
+                        return following
+                    following += 1
+                    if block.time > result.expiration:
+                        raise TransactionExpiredError(
+                            f"transaction {result.trx_id} expired and is in no irreversible "
+                            "block: sign it anew"
+                        )
+            except (NodeUnavailableError, NodeAnswerError) as error:
+                fault = f"; {error}"  # a node may come back, or another one take over
             if time.monotonic() >= end:
                 raise IrreversibilityTimeout(
                     f"transaction {result.trx_id} is not irreversible after {timeout_sec:g} s; "
-                    f"irreversible up to block {last}"
+                    f"irreversible up to block {last}{fault}"
                 )
             time.sleep(min(poll_sec, max(0.0, end - time.monotonic())))
 
@@ -361,66 +394,42 @@ class ChainClient:
         NodeError
             No endpoint answered, or the answer is an error of the node.
         """
+        return self._call(path, document)[0]
+
+    def _call(self, path: str, document: Any, *, only: int | None = None) -> tuple[Any, int]:
+        """Return an answer and the endpoint that gave it; `only` asks no other one."""
         payload = json.dumps(document).encode()
         faults: list[str] = []
-        for attempt in range(ROUNDS_OF_ENDPOINTS * len(self.endpoints)):
-            number = (self._preferred + attempt) % len(self.endpoints)
-            endpoint = self.endpoints[number]
+        first = self._preferred if only is None else only
+        count = len(self.endpoints) if only is None else 1
+        for attempt in range(ROUNDS_OF_ENDPOINTS * count):
+            if attempt and attempt % count == 0:
+                time.sleep(PAUSE_SEC)
+            number = (first + attempt % count) % len(self.endpoints)
             try:
-                answer = self._post(endpoint + path, payload)
+                answer = self._ask(self.endpoints[number], path, payload)
+            except _FinalAnswerError:
+                raise
             except (NodeUnavailableError, NodeAnswerError) as error:
-                if isinstance(error, _FinalAnswerError):
-                    raise
-                faults.append(f"{endpoint}: {error}")
+                faults.append(f"{self.endpoints[number]}: {error}")
                 continue
             self._preferred = number
-            return answer
+            return answer, number
         raise NodeUnavailableError(
             f"no endpoint answered {path}: " + "; ".join(dict.fromkeys(faults))
         )
 
-    def _post(self, url: str, payload: bytes) -> Any:
-        import urllib3
-
-        if self._pool is None:
-            self._pool = urllib3.PoolManager(maxsize=16)
-        end = time.monotonic() + self.timeout.connect + self.timeout.read
-        try:
-            response = self._pool.request(
-                "POST",
-                url,
-                body=payload,
-                headers={"Content-Type": "application/json"},
-                timeout=urllib3.Timeout(connect=self.timeout.connect, read=self.timeout.read),
-                retries=urllib3.Retry(total=1, connect=0, read=0, redirect=0, other=1),
-                preload_content=False,
-            )
-            try:
-                raw = self._read(response, end)
-            except BaseException:
-                response.close()
-                raise
-            response.release_conn()
-        except urllib3.exceptions.HTTPError as error:
-            raise NodeUnavailableError(type(error).__name__) from error
+    def _ask(self, endpoint: str, path: str, payload: bytes) -> Any:
+        status, raw = self._transport.post(
+            endpoint, path, payload, answer_bytes_max=ANSWER_BYTES_MAX
+        )
+        if status in (429, 503):
+            raise NodeUnavailableError(f"HTTP {status}: it is busy")
         try:
             answer = json.loads(raw)
-        except ValueError:
-            raise NodeAnswerError(f"HTTP {response.status} without JSON") from None
-        if response.status in (200, 201, 202):
-            return answer
-        return _error_answer(response.status, answer)
-
-    @staticmethod
-    def _read(response: Any, end: float) -> bytes:
-        raw = bytearray()
-        for piece in response.stream(65_536):
-            raw += piece
-            if len(raw) > ANSWER_BYTES_MAX:
-                raise NodeAnswerError(f"an answer over {ANSWER_BYTES_MAX} bytes")
-            if time.monotonic() > end:
-                raise NodeUnavailableError("the answer took too long")
-        return bytes(raw)
+        except (ValueError, RecursionError):
+            raise NodeAnswerError(f"HTTP {status} without JSON") from None
+        return answer if status in (200, 201, 202) else _error_answer(status, answer)
 
 
 class _FinalAnswerError(NodeAnswerError):
@@ -452,20 +461,15 @@ def _error_answer(status: int, answer: Any) -> Any:
     raise _FinalAnswerError(f"HTTP {status}, {name}: {message}")
 
 
-def executed_ids(block: dict[str, Any]) -> set[str]:
-    """Return the ids of the transactions that a block executed."""
-    found = set()
-    for entry in block["transactions"]:
-        if entry.get("status") == "executed":
-            trx = entry["trx"]
-            found.add(trx["id"] if isinstance(trx, dict) else trx)
-    return found
+def _executed_ids(block: dict[str, Any]) -> frozenset[str]:
+    executed = [row["trx"] for row in block["transactions"] if row["status"] == "executed"]
+    return frozenset(trx["id"] if isinstance(trx, dict) else trx for trx in executed)
 
 
 __all__ = [
+    "Block",
     "ChainClient",
     "ChainInfo",
     "PushResult",
     "Timeout",
-    "executed_ids",
 ]

@@ -24,6 +24,7 @@ from gradledger.errors import BadFieldError, ConfigError, NodeAnswerError
 
 CONTRACT_DEFAULT = "fedlearning"
 ERROR_SCALE = 1_000_000  # an error of 1.0
+_MONEY_READS_MAX = 50
 
 
 class Mode(IntEnum):
@@ -248,9 +249,21 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Escrow:
-    """The money of a task, in smallest units, and what the contract's account holds of the token.
+    """The money of a task, in smallest units of its token, at one moment.
 
-    `holdings` is None when it was not asked for; it covers all tasks with the same token.
+    Attributes
+    ----------
+    deposited, withdrawn : int
+    paid : int
+        As the task's row counts it, with that of the round which is not settled yet.
+    reserved : int
+        For uploads without a decision.
+    kept : int
+        What is left of the open round's budget.
+    rounds_paid : int
+        Sum of what every round's own row says was paid.
+    holdings : int
+        The contract's token balance; it covers all tasks with the same token.
     """
 
     symbol: Symbol
@@ -259,7 +272,8 @@ class Escrow:
     reserved: int
     withdrawn: int
     kept: int
-    holdings: int | None
+    rounds_paid: int
+    holdings: int
 
     @property
     def balance(self) -> int:
@@ -274,14 +288,22 @@ class Escrow:
     @property
     def withdrawable(self) -> int:
         """What the owner may withdraw now: free, and not kept for the open round."""
-        return self.free - self.kept
+        return max(0, self.free - self.kept)
 
     @property
     def conserved(self) -> bool:
-        """No part is negative, the parts fit into the deposits, and the tokens are there."""
-        parts = (self.paid, self.reserved, self.withdrawn, self.free, self.balance)
-        covered = self.holdings is None or self.holdings >= self.balance
-        return min(parts) >= 0 and sum(parts[:4]) == self.deposited and covered
+        """Whether no unit is lost, and none is there twice.
+
+        The parts make up the deposits and none is negative, the rounds' rows agree with the task's
+        about what was paid, and the contract holds the tokens that it owes.
+        """
+        parts = (self.paid, self.withdrawn, self.reserved, self.free)
+        return (
+            min(parts) >= 0
+            and sum(parts) == self.deposited
+            and self.rounds_paid == self.paid
+            and self.holdings >= self.balance
+        )
 
 
 _T = TypeVar("_T")
@@ -393,24 +415,38 @@ class FedLearning:
         return self._row(Member, task, "members", name_to_int(account))
 
     def escrow(self, task: str) -> Escrow:
-        """Return the task's money, from the contract's and the token's tables."""
-        row = self.task(task)
-        live = self.round(task, row.version) if row.version else None
+        """Return the task's money, from the contract's and the token's tables.
+
+        The tables are read until nothing moved between the first row and the last, so that the
+        numbers belong together. Raises NodeAnswerError when they do not come to rest.
+        """
+        before = self._money(task)
+        for _ in range(_MONEY_READS_MAX):
+            after = self._money(task)
+            if after == before:
+                return after
+            before = after
+        raise NodeAnswerError(f"the money of task {task} moves faster than its rows are read")
+
+    def _money(self, task: str) -> Escrow:
+        row, rounds = self.task(task), self.rounds(task)
         paid, reserved, kept = row.paid, 0, 0
-        if live is not None and live.state is not RoundState.SETTLED:
+        for live in rounds:
+            if live.state is RoundState.SETTLED:
+                continue
             paid, reserved = paid + live.paid, live.reserved
             if live.state is RoundState.OPEN:
                 kept = max(0, live.budget - live.paid - live.reserved)
-        held = self.client.balance(
-            row.terms.token_contract, self.account, row.terms.token_symbol.code
-        )
+        terms = row.terms
+        held = self.client.balance(terms.token_contract, self.account, terms.token_symbol.code)
         return Escrow(
-            symbol=row.terms.token_symbol,
+            symbol=terms.token_symbol,
             deposited=row.deposited,
             paid=paid,
             reserved=reserved,
             withdrawn=row.withdrawn,
             kept=kept,
+            rounds_paid=sum(live.paid for live in rounds),
             holdings=held.amount if held else 0,
         )
 

@@ -66,7 +66,7 @@ class Symbol:
     @classmethod
     def parse(cls, text: str) -> Symbol:
         """Read ``precision,CODE``, for instance ``4,TOK``."""
-        found = re.fullmatch(r"(\d{1,2}),([A-Z]{1,7})", text)
+        found = re.fullmatch(r"([0-9]{1,2}),([A-Z]{1,7})", text)
         if not found:
             raise ConfigError(f"expected a symbol like '4,TOK', got {text!r}")
         return cls(int(found.group(1)), found.group(2))
@@ -105,7 +105,7 @@ class Asset:
     @classmethod
     def parse(cls, text: str) -> Asset:
         """Read ``1.0000 TOK``: the decimal places are the precision."""
-        found = re.fullmatch(r"(-?)(\d{1,19})(?:\.(\d{1,18}))? ([A-Z]{1,7})", text)
+        found = re.fullmatch(r"(-?)([0-9]{1,19})(?:\.([0-9]{1,18}))? ([A-Z]{1,7})", text)
         if not found:
             raise ConfigError(f"expected an amount like '1.0000 TOK', got {text!r}")
         sign, whole, fraction, code = found.groups()

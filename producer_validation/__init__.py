@@ -1,6 +1,22 @@
-"""The oracle that a producer runs beside its node: fetch, check, attest, sum."""
+"""The validator's side: fetch, check, attest, sum.
 
-from producer_validation.checks import Facts, Judgement, judge
-from producer_validation.validator import Validator
+`checks` holds the rules, pure functions from bytes to a verdict; `validator` follows the chain and
+applies them; `cli` is `gradledger validator ...`.
+"""
 
-__all__ = ["Facts", "Judgement", "Validator", "judge"]
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from producer_validation.validator import StepReport, Validator
+
+__all__ = ["StepReport", "Validator"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from producer_validation import validator
+
+        return getattr(validator, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

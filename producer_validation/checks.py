@@ -1,176 +1,623 @@
-"""What a validator checks of an upload. Pure: bytes in, verdict out.
+"""From the bytes of an upload to a verdict: which update is refused, and why.
 
-The order is length, version, range, relation; the first failure decides, so that honest validators
-give equal codes for equal bytes. The bytes are hostile: a device chose them.
+Every function here is pure: no network, no clock, no state, so that all honest validators that see
+the same bytes and the same rows of the chain say the same. Two inputs are a validator's own, its
+name and X25519 secret; a device can use them to split the validators (see `open_upload`).
+
+The order is length, version, range, relation:
+
+1. length: `check_blob` (the bound, then the recorded hash), then the envelope's own decoder;
+2. version, range: `check_header`, field by field against the chain;
+3. relation: `open_upload` (readers, seal), `check_payload` (ciphertexts under the key, or the model
+   measured again), `find_duplicate` (against the round's other uploads).
+
+The bytes of an upload are hostile throughout. What the owner publishes (model, validation set)
+is hostile as well, but it is not the device that must answer for it: there `MaterialError` is
+raised and no verdict given.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from gradledger import envelope
-from gradledger.chain.contract import ERROR_SCALE, Member, Mode, Round, Task, VerdictCode
+from gradledger.card import task_codec
+from gradledger.chain.contract import Member, Mode, Round, Task, VerdictCode
+from gradledger.chain.names import name_to_int
 from gradledger.codec import Codec
+from gradledger.envelope import HEADER_BYTES, READER_BYTES, TAG_BYTES, Header, Kind, PayloadCodec
 from gradledger.errors import (
     CodecError,
-    ConfigError,
     EnvelopeError,
+    GradledgerError,
     ModelError,
     NotAReaderError,
     PaillierError,
 )
-from gradledger.models import Model, load_validation_set
+from gradledger.models import ERROR_SCALE, Model, load_validation_set
 from gradledger.paillier import PaillierPublicKey
 
+__all__ = [
+    "ERROR_TOLERANCE_EXAMPLES",
+    "VALIDATORS_MAX",
+    "Known",
+    "MaterialError",
+    "Measure",
+    "Opened",
+    "Refusal",
+    "add_payloads",
+    "check_blob",
+    "check_header",
+    "check_payload",
+    "find_duplicate",
+    "judge",
+    "open_upload",
+    "read_model",
+    "read_set",
+    "update_bytes_max",
+    "update_payload_bytes",
+]
+
+ERROR_TOLERANCE_EXAMPLES = 2
+"""Answers by which a measured error may differ from the reported one: rounding to codes and another
+machine's float32 sums can each turn an example that lies on the border of two classes."""
+
 VALIDATORS_MAX = 32
-POINTS_TOLERATED = 2  # quantising may turn a near tie of the last layer
+"""Of a task, a limit of the contract."""
+
+_READERS_MAX = VALIDATORS_MAX + 1  # and, in sealed mode, the owner
+_OVERHEAD_BYTES_MAX = HEADER_BYTES + READER_BYTES * _READERS_MAX + TAG_BYTES
+_ZERO_HASH = bytes(32)
+
+
+class MaterialError(GradledgerError):
+    """What the owner published cannot be used, so that nothing can be judged by it."""
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What sealed mode needs to measure an error again.
-
-    Attributes
-    ----------
-    model : Model
-        The round's, T_(version-1).
-    validation_set : bytes
-        Payload of the set that the owner issued to the device.
-    """
-
-    model: Model
-    validation_set: bytes
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the chain says about an upload, and who judges it.
-
-    Attributes
-    ----------
-    task, round, member : rows
-        As read from the contract's tables.
-    key : PaillierPublicKey or None
-        The task's; None in sealed mode.
-    codec : Codec
-    account : str
-        The validator.
-    secret : bytes
-        Its X25519 secret.
-    evaluation : Evaluation or None
-        In sealed mode.
-    """
-
-    task: Task
-    round: Round
-    member: Member
-    key: PaillierPublicKey | None
-    codec: Codec
-    account: str
-    secret: bytes = field(repr=False)
-    evaluation: Evaluation | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """A verdict, its reason in words, and the opened payload of an accepted upload."""
-
-    code: VerdictCode
-    reason: str
-    payload: bytes = field(default=b"", repr=False)
-
-
-def blob_bytes_max(task: Task, codec: Codec, key: PaillierPublicKey | None) -> int:
-    """Return the length of the longest envelope that an upload of this task can be. Pure."""
-    body = 2 * codec.parameters if key is None else key.payload_bytes(codec)
-    readers = VALIDATORS_MAX + 1  # and the owner
-    table = readers * envelope.READER_BYTES
-    return envelope.HEADER_BYTES + table + body + envelope.TAG_BYTES
-
-
-def judge(facts: Facts, blob: bytes) -> Judgement:
-    """Judge one upload.
-
-    Pure; raises nothing for any `blob`. A Byzantine device can cost the time that it takes to check
-    as many ciphertexts as the task's terms allow, no more.
+class Refusal:
+    """Why an upload is refused.
 
     Parameters
     ----------
-    facts : Facts
-    blob : bytes
-        What lies at the upload's CID.
+    code : VerdictCode
+        Goes on chain.
+    reason : str
+        What was expected and what came; goes to the log. Holds no text of the upload but names.
+    """
+
+    code: VerdictCode
+    reason: str
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What the error of an update is measured with (sealed mode).
+
+    Parameters
+    ----------
+    model : Model
+        The round's, T_(version-1).
+    x : array of float32, shape (m, features)
+    y : array of int64, shape (m,)
+        The set issued to the device.
+    error_last : int
+        End of the device's series, 1e-6 units.
+    """
+
+    model: Model
+    x: npt.NDArray[np.float32]
+    y: npt.NDArray[np.int64]
+    error_last: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An upload whose bytes, header and seal are as they should be.
+
+    Parameters
+    ----------
+    payload : bytes
+        In the clear (paillier mode: the ciphertexts), of its exact length.
+    digest : bytes, length 32
+        SHA-256 of the payload.
+    """
+
+    payload: bytes = field(repr=False)
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class Known:
+    """Another upload of the round that passed `open_upload` and `check_payload`.
+
+    Parameters
+    ----------
+    account : str
+        Its device.
+    digest : bytes
+        Of its payload.
+    accepted : bool
+        Whether the chain has accepted it already.
+    """
+
+    account: str
+    digest: bytes
+    accepted: bool
+
+
+# ---- lengths ------------------------------------------------------------------------------------
+
+
+def update_payload_bytes(codec: Codec, key: PaillierPublicKey | None) -> int:
+    """Return the exact length of an update's payload.
+
+    Parameters
+    ----------
+    codec : Codec
+        The task's.
+    key : PaillierPublicKey or None
+        The task's; None in sealed mode.
 
     Returns
     -------
-    Judgement
+    int
+        Bytes. Pure; follows from the chain and the card alone.
     """
-    if hashlib.sha256(blob).digest() != facts.member.upload_hash:
-        return Judgement(VerdictCode.HASH_MISMATCH, "the bytes are not those of the recorded hash")
-    try:
-        found = envelope.parse(blob)
-    except EnvelopeError as error:
-        return Judgement(VerdictCode.MALFORMED, str(error))
-    refusal = _check_header(facts, found.header)
-    if refusal:
-        return refusal
-    try:
-        payload = found.open(facts.account, facts.secret)
-    except NotAReaderError as error:
-        return Judgement(VerdictCode.MALFORMED, f"not sealed to the validators: {error}")
-    except EnvelopeError as error:
-        return Judgement(VerdictCode.MALFORMED, str(error))
-    try:
-        if facts.key is not None:
-            if len(payload) != facts.key.payload_bytes(facts.codec):
-                expected = facts.key.payload_bytes(facts.codec)
-                text = f"expected {expected} bytes of ciphertexts, got {len(payload)}"
-                return Judgement(VerdictCode.MALFORMED, text)
-            facts.key.check_ciphertexts(payload, facts.codec)
-            return Judgement(VerdictCode.ACCEPT, "", payload)
-        codes = facts.codec.from_bytes(payload)
-    except (PaillierError, CodecError) as error:
-        return Judgement(VerdictCode.OUT_OF_RANGE, str(error))
-    if facts.evaluation is None:
-        raise ValueError("sealed mode: facts without an evaluation")
-    try:
-        x, y = load_validation_set(facts.evaluation.validation_set)
-        base = facts.evaluation.model
-        trained = base.with_vector(base.vector + facts.codec.dequantise(codes))
-        measured = trained.error_micro(x, y)
-    except (ModelError, ConfigError) as error:
-        return Judgement(VerdictCode.ERROR_MISMATCH, f"cannot be evaluated: {error}")
-    tolerance = POINTS_TOLERATED * ERROR_SCALE // len(y) + 1
-    if abs(measured - facts.member.error_last) > tolerance:
-        text = f"reported a last error of {facts.member.error_last}e-6, measured {measured}e-6"
-        return Judgement(VerdictCode.ERROR_MISMATCH, text)
-    return Judgement(VerdictCode.ACCEPT, "", payload)
+    return 2 * codec.parameters if key is None else key.payload_bytes(codec)
 
 
-def _check_header(facts: Facts, header: envelope.Header) -> Judgement | None:
-    """Compare the header with the chain, the version before the rest."""
-    packed = facts.task.terms.mode is Mode.PAILLIER
-    codec = envelope.PayloadCodec.PAILLIER if packed else envelope.PayloadCodec.QUANTISED
-    wanted = {
-        "version": facts.round.version,
-        "kind": envelope.Kind.UPDATE,
-        "codec": codec,
+def update_bytes_max(codec: Codec, key: PaillierPublicKey | None) -> int:
+    """Return how long an update's envelope can be: the bound of every fetch.
+
+    Parameters
+    ----------
+    codec, key
+        As `update_payload_bytes`.
+
+    Returns
+    -------
+    int
+        Bytes. Pure. A Byzantine device can make a validator fetch this much once per round.
+    """
+    return _OVERHEAD_BYTES_MAX + update_payload_bytes(codec, key)
+
+
+# ---- the upload, step by step -------------------------------------------------------------------
+
+
+def check_blob(blob: bytes, recorded_hash: bytes, bytes_max: int) -> Refusal | None:
+    """Check the length, then the hash that the device recorded.
+
+    Parameters
+    ----------
+    blob : bytes
+        As fetched and verified against the recorded CID: another blob under this CID cannot be
+        made, so that a wrong hash is the device's doing and not the IPFS node's.
+    recorded_hash : bytes
+    bytes_max : int
+
+    Returns
+    -------
+    Refusal or None
+        None: go on. Pure; the same at every honest validator.
+    """
+    if len(blob) > bytes_max:
+        return Refusal(
+            VerdictCode.MALFORMED, f"expected at most {bytes_max} bytes, got {len(blob)}"
+        )
+    found = hashlib.sha256(blob).digest()
+    if found != recorded_hash:
+        return Refusal(
+            VerdictCode.HASH_MISMATCH,
+            f"expected the recorded hash {recorded_hash.hex()}, got {found.hex()}",
+        )
+    return None
+
+
+def check_header(header: Header, task: Task, version: int, member: Member) -> Refusal | None:
+    """Check every field of an update's header against the chain.
+
+    Parameters
+    ----------
+    header : Header
+        As decoded: each field is within its bounds, and they agree with each other.
+    task : Task
+    version : int
+        Of the round.
+    member : Member
+        The device's row.
+
+    Returns
+    -------
+    Refusal or None
+        None: go on. Pure; the same at every honest validator. The header is the associated data of
+        the seal, so that a device cannot put its own name on another's envelope without opening it.
+    """
+    terms = task.terms
+    is_packed = terms.mode is Mode.PAILLIER
+    wanted: dict[str, object] = {
+        "version": version,
+        "kind": Kind.UPDATE,
+        "task": task.id,
+        "sender": member.account,
         "sealed": True,
-        "task": facts.task.id,
-        "sender": facts.member.account,
-        "parameters": facts.codec.parameters,
-        "slot_bits": facts.codec.slot_bits if packed else 0,
-        "clip_e6": facts.codec.clip_e6,
-        "examples": facts.member.upload_cost,
+        "codec": PayloadCodec.PAILLIER if is_packed else PayloadCodec.QUANTISED,
+        "parameters": terms.parameters,
+        "slot_bits": terms.slot_bits if is_packed else 0,
+        "clip_e6": terms.clip_e6,
+        "examples": member.upload_cost,
     }
     for name, value in wanted.items():
         found = getattr(header, name)
         if found != value:
-            text = f"{name}: expected {value}, got {found}"
-            return Judgement(VerdictCode.HEADER_MISMATCH, text)
-    if header.key_hash != (facts.task.terms.key_hash if packed else bytes(32)):
-        return Judgement(VerdictCode.WRONG_KEY, "made under another Paillier key")
-    if header.readers > VALIDATORS_MAX + 1:
-        text = f"readers: expected at most {VALIDATORS_MAX + 1}, got {header.readers}"
-        return Judgement(VerdictCode.MALFORMED, text)
+            return Refusal(
+                VerdictCode.HEADER_MISMATCH,
+                f"header field {name}: expected {_shown(value)}, got {_shown(found)}",
+            )
+    key_hash = terms.key_hash if is_packed else _ZERO_HASH
+    if header.key_hash != key_hash:
+        return Refusal(
+            VerdictCode.WRONG_KEY,
+            f"expected an update under key {key_hash.hex()}, got one under {header.key_hash.hex()}",
+        )
     return None
+
+
+def open_upload(
+    blob: bytes,
+    *,
+    task: Task,
+    version: int,
+    member: Member,
+    account: str,
+    secret: bytes,
+    payload_bytes: int,
+) -> Opened | Refusal:
+    """Check an upload up to and including its seal and its payload's length.
+
+    Parameters
+    ----------
+    blob : bytes
+        As fetched.
+    task : Task
+    version : int
+        Of the round.
+    member : Member
+        The device's row, with the upload of this round.
+    account : str
+        This validator.
+    secret : bytes, length 32
+        Its X25519 secret; never leaves this call.
+    payload_bytes : int
+        From `update_payload_bytes`.
+
+    Returns
+    -------
+    Opened or Refusal
+
+    Notes
+    -----
+    Pure, but the one step whose result may differ among honest validators: a Byzantine device can
+    seal the content key wrongly to some of them. Then those say "malformed" and the quorum decides.
+    Of an upload that was accepted nonetheless, they cannot add up the sum.
+    """
+    bytes_max = _OVERHEAD_BYTES_MAX + payload_bytes
+    refusal = check_blob(blob, member.upload_hash, bytes_max)
+    if refusal is not None:
+        return refusal
+    try:
+        parsed = envelope.parse(blob)
+    except EnvelopeError as error:
+        return Refusal(VerdictCode.MALFORMED, str(error))
+    refusal = check_header(parsed.header, task, version, member)
+    if refusal is not None:
+        return refusal
+    if parsed.header.payload_bytes != payload_bytes:
+        return Refusal(
+            VerdictCode.MALFORMED,
+            f"expected a payload of {payload_bytes} bytes, got {parsed.header.payload_bytes}",
+        )
+    if parsed.header.readers > _READERS_MAX:
+        return Refusal(
+            VerdictCode.MALFORMED,
+            f"expected at most {_READERS_MAX} readers, got {parsed.header.readers}",
+        )
+    if task.terms.mode is Mode.SEALED and task.owner not in parsed.readers:
+        return Refusal(VerdictCode.MALFORMED, f"expected the owner {task.owner} among the readers")
+    try:
+        payload = parsed.open(account, secret)
+    except NotAReaderError:
+        return Refusal(VerdictCode.MALFORMED, f"expected {account} among the readers")
+    except EnvelopeError as error:
+        return Refusal(VerdictCode.MALFORMED, str(error))
+    if len(payload) != payload_bytes:
+        return Refusal(
+            VerdictCode.MALFORMED,
+            f"expected a payload of {payload_bytes} bytes, got {len(payload)}",
+        )
+    return Opened(payload, hashlib.sha256(payload).digest())
+
+
+def check_payload(
+    payload: bytes, codec: Codec, key: PaillierPublicKey | None, measure: Measure | None
+) -> Refusal | None:
+    """Check ciphertexts under the task's key, or measure the error of an update again.
+
+    The heavy step: it goes to the validator's executor, and its arguments hold no secret.
+
+    Parameters
+    ----------
+    payload : bytes
+        From `open_upload`.
+    codec : Codec
+        The task's.
+    key : PaillierPublicKey or None
+        Paillier mode: each ciphertext must lie in [1, n^2) and be coprime to n.
+    measure : Measure or None
+        Sealed mode: what to measure with.
+
+    Returns
+    -------
+    Refusal or None
+
+    Raises
+    ------
+    MaterialError
+        The model and the validation set do not fit together.
+
+    Notes
+    -----
+    Pure; the same at every honest validator, but for float32 sums on another machine, which
+    `ERROR_TOLERANCE_EXAMPLES` absorbs. A Byzantine device can encrypt slots out of range, which no
+    validator sees (the owner checks the sums), and, in paillier mode, report any errors.
+    """
+    if key is not None:
+        try:
+            key.check_ciphertexts(payload, codec)
+        except PaillierError as error:
+            return Refusal(VerdictCode.OUT_OF_RANGE, str(error))
+    if measure is not None:
+        return _check_error(payload, codec, measure)
+    return None
+
+
+def _check_error(payload: bytes, codec: Codec, measure: Measure) -> Refusal | None:
+    """Compare the end of a series with the error of model + update."""
+    try:
+        update = codec.dequantise(codec.from_bytes(payload))
+    except CodecError as error:
+        return Refusal(VerdictCode.OUT_OF_RANGE, str(error))
+    try:
+        with np.errstate(over="ignore"):
+            model = measure.model.with_vector(measure.model.vector + update)
+        found = model.error_micro(measure.x, measure.y)
+    except ModelError as error:
+        raise MaterialError(f"the error cannot be measured: {error}") from error
+    # rounding up covers that both errors were rounded down
+    tolerance = -(-ERROR_TOLERANCE_EXAMPLES * ERROR_SCALE // len(measure.y))
+    if abs(found - measure.error_last) <= tolerance:
+        return None
+    return Refusal(
+        VerdictCode.ERROR_MISMATCH,
+        f"expected a last error of {found} +- {tolerance} (measured), "
+        f"{measure.error_last} was reported",
+    )
+
+
+def find_duplicate(account: str, digest: bytes, others: Iterable[Known]) -> Refusal | None:
+    """Refuse a payload that another device of the round sent as well.
+
+    Of several equal payloads one is accepted: the one that the chain has accepted already; while
+    none is, the one whose account has the smallest 64-bit value. When each was recorded is not in
+    the tables, so that no fairer order is the same for everybody. Who copies must have opened the
+    original first, and that takes a validator's key (sealed mode: or the owner's); by then the
+    original has as a rule been accepted.
+
+    Parameters
+    ----------
+    account : str
+        The device.
+    digest : bytes
+        Of its payload.
+    others : iterable of Known
+        Uploads of the same round; only those that are acceptable otherwise, so that nobody can
+        have an honest upload refused with a copy that would be refused itself.
+
+    Returns
+    -------
+    Refusal or None
+
+    Notes
+    -----
+    Pure, and the same at validators that see the same rows. Two that see a copy appear at
+    different moments may vote differently; then neither copy gets a quorum, or one does. A copy
+    with one code changed, or encrypted again, is not seen here.
+    """
+    own = name_to_int(account)
+    equal = [one for one in others if one.digest == digest and one.account != account]
+    winners = [one for one in equal if one.accepted] or [
+        one for one in equal if name_to_int(one.account) < own
+    ]
+    if not winners:
+        return None
+    first = min(winners, key=lambda one: name_to_int(one.account)).account
+    return Refusal(VerdictCode.DUPLICATE, f"expected an update of its own, got the one of {first}")
+
+
+def judge(
+    blob: bytes,
+    *,
+    task: Task,
+    version: int,
+    member: Member,
+    account: str,
+    secret: bytes,
+    key: PaillierPublicKey | None = None,
+    measure: Measure | None = None,
+    others: Iterable[Known] = (),
+) -> tuple[VerdictCode, str]:
+    """Return the verdict on an upload and the reason: all the steps in their order.
+
+    Parameters
+    ----------
+    blob, task, version, member, account, secret
+        As `open_upload`.
+    key, measure
+        As `check_payload`.
+    others
+        As `find_duplicate`.
+
+    Returns
+    -------
+    tuple of VerdictCode, str
+        The reason is empty for `ACCEPT`. Whatever the bytes, nothing is raised but `MaterialError`.
+    """
+    codec = task_codec(task)
+    opened = open_upload(
+        blob,
+        task=task,
+        version=version,
+        member=member,
+        account=account,
+        secret=secret,
+        payload_bytes=update_payload_bytes(codec, key),
+    )
+    if isinstance(opened, Refusal):
+        return opened.code, opened.reason
+    refusal = check_payload(opened.payload, codec, key, measure)
+    if refusal is None:
+        refusal = find_duplicate(member.account, opened.digest, others)
+    return (refusal.code, refusal.reason) if refusal else (VerdictCode.ACCEPT, "")
+
+
+def add_payloads(key: PaillierPublicKey, codec: Codec, payloads: list[bytes]) -> bytes:
+    """Return the product of updates modulo n^2, place by place; work for an executor.
+
+    Parameters
+    ----------
+    key : PaillierPublicKey
+    codec : Codec
+    payloads : list of bytes
+        Updates or products of updates.
+
+    Returns
+    -------
+    bytes
+        Pure and deterministic, whatever the order and the grouping: this is why equal hashes of
+        the validators prove the sum.
+    """
+    return key.add(payloads, codec)
+
+
+# ---- what the owner published -------------------------------------------------------------------
+
+
+def read_model(
+    blob: bytes,
+    task: Task,
+    round_: Round,
+    architecture: Mapping[str, Any],
+    me: str,
+    secret: bytes,
+) -> Model:
+    """Read the model of a round and check it against chain and card.
+
+    Parameters
+    ----------
+    blob : bytes
+        As fetched.
+    task : Task
+    round_ : Round
+    architecture : mapping
+        Of the task card.
+    me : str
+        This validator.
+    secret : bytes
+        Its X25519 secret.
+
+    Returns
+    -------
+    Model
+        Pure.
+
+    Raises
+    ------
+    MaterialError
+        It is not the recorded one, malformed, not for this validator, or not the task's model.
+    """
+    parsed = _material(blob, "model", task, Kind.MODEL, round_.version, round_.model_hash)
+    try:
+        model = Model.from_bytes(parsed.open(me, secret), architecture=architecture)
+    except (EnvelopeError, ModelError) as error:
+        raise MaterialError(f"model of round {round_.version}: {error}") from None
+    if model.parameters != task.terms.parameters:
+        raise MaterialError(
+            f"model of round {round_.version}: expected {task.terms.parameters} parameters, "
+            f"got {model.parameters}"
+        )
+    return model
+
+
+def read_set(
+    blob: bytes, task: Task, member: Member, me: str, secret: bytes
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Read the validation set issued to a device.
+
+    Parameters
+    ----------
+    blob : bytes
+        As fetched.
+    task : Task
+    member : Member
+        The device.
+    me : str
+        This validator.
+    secret : bytes
+        Its X25519 secret.
+
+    Returns
+    -------
+    x : array of float32, shape (m, features)
+    y : array of int64, shape (m,)
+        Pure.
+
+    Raises
+    ------
+    MaterialError
+        It is not the recorded one, malformed, or not for this validator.
+    """
+    what = f"validation set of {member.account}"
+    parsed = _material(blob, what, task, Kind.VALIDATION_SET, member.set_version, member.set_hash)
+    try:
+        return load_validation_set(parsed.open(me, secret))
+    except (EnvelopeError, ModelError) as error:
+        raise MaterialError(f"{what}: {error}") from None
+
+
+def _material(
+    blob: bytes, what: str, task: Task, kind: Kind, version: int, recorded_hash: bytes
+) -> envelope.Envelope:
+    """Decode something of the owner's and check its hash and header."""
+    if hashlib.sha256(blob).digest() != recorded_hash:
+        raise MaterialError(f"{what}: its hash is not the one on chain")
+    try:
+        parsed = envelope.parse(blob)
+    except EnvelopeError as error:
+        raise MaterialError(f"{what}: {error}") from None
+    header = parsed.header
+    found = (header.kind, header.task, header.sender, header.version)
+    expected = (kind, task.id, task.owner, version)
+    if found != expected:
+        raise MaterialError(f"{what}: expected kind, task, sender, version {expected}, got {found}")
+    return parsed
+
+
+def _shown(value: object) -> str:
+    return value.name.lower() if isinstance(value, (Kind, PayloadCodec)) else str(value)

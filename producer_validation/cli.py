@@ -1,4 +1,4 @@
-"""`gradledger validator ...`: run the oracle, or judge an envelope's form by hand."""
+"""`gradledger validator ...`: run the oracle, or look at an envelope's form."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 FILE_BYTES_MAX = 2**28 + 2**22
+LOG_BYTES_MAX = 2**23  # of a log file; two older ones are kept beside it
+STOP_SEC = 0.8
 
 _EPILOG = """\
 A validator beside a producer's own node:
@@ -20,6 +22,18 @@ A validator beside a producer's own node:
 
 It serves each task whose owner admitted the account (`gradledger owner admit --validators val1`),
 and joins by itself. Stop it with Ctrl-C or SIGTERM at any time: it goes on where the chain stands.
+With --task it serves no other; so nobody else's task costs it anything.
+
+What it logs, one line key=value each:
+  event=joined    it agreed to a task's terms
+  event=accepted  sender=DEVICE: its verdict on an upload is "accept"
+  event=refused   sender=DEVICE code=... reason=...: the verdict, and what was expected and came
+  event=skipped   no verdict yet: something of the owner's or of the chain's failed; tried again
+  event=summed    it attested the product of the accepted ciphertexts
+  event=other_sum sender=VALIDATOR attested another product
+  event=pushed    it moved a round on after a deadline
+Codes: unavailable, hash_mismatch, malformed, header_mismatch, wrong_key, out_of_range, duplicate,
+error_mismatch. `docs/protocol.md` has the formats, `docs/caveats.md` what a validator can do wrong.
 """
 
 
@@ -52,12 +66,18 @@ def add_commands(subparsers: Any) -> None:
     run.add_argument("--contract", default="fedlearning", metavar="NAME")
     run.add_argument("--poll-sec", type=float, default=0.25, metavar="S", help="default 0.25")
     run.add_argument("--log-file", type=Path, metavar="FILE", help="default: standard error")
+    run.add_argument(
+        "--state-dir", type=Path, metavar="DIR", help="remember uploads, to name replays in the log"
+    )
     run.set_defaults(func=_run)
 
     check = commands.add_parser(
         "check",
         help="print an envelope's header, or why it is none",
-        description="Check the form of an envelope without a chain. Exit code 1 if it is none.",
+        description=(
+            "Check the form of envelopes without a chain and without keys: header, hash and CID "
+            "as they should stand on chain. Exit code 1 if one of them is malformed."
+        ),
     )
     check.add_argument("file", type=Path, nargs="+", metavar="FILE")
     check.add_argument("--json", action="store_true", help="one JSON document")
@@ -70,11 +90,7 @@ def _run(args: argparse.Namespace) -> int:
 
     if not 0.01 <= args.poll_sec <= 60:
         raise ConfigError(f"expected --poll-sec of 0.01..60, got {args.poll_sec:g}")
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s level=%(levelname)s %(message)s",
-        filename=args.log_file,
-    )
+    _log_to(args.log_file)
     validator = Validator(
         args.account,
         args.key_file,
@@ -82,6 +98,7 @@ def _run(args: argparse.Namespace) -> int:
         args.store,
         tasks=args.task,
         contract=args.contract,
+        state_dir=args.state_dir,
     )
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -93,38 +110,29 @@ def _run(args: argparse.Namespace) -> int:
     worker.start()
     while worker.is_alive() and not stop.wait(0.5):
         pass
-    worker.join(timeout=1.0)  # a step in progress is safe to leave: the chain knows how far it got
+    worker.join(STOP_SEC)  # a step in progress is safe to leave: the chain knows how far it got
+    logging.getLogger("gradledger.validator").info("event=stopped validator=%s", args.account)
     return 0 if stop.is_set() else 1
 
 
-def _check(args: argparse.Namespace) -> int:
-    from gradledger import envelope
-    from gradledger.errors import EnvelopeError
+def _log_to(path: Path | None) -> None:
+    """Send the log to a file of bounded size, or to standard error."""
+    from logging.handlers import RotatingFileHandler
 
-    documents = []
-    for path in args.file:
-        document: dict[str, Any] = {"file": str(path)}
+    from gradledger.errors import ConfigError
+
+    handler: logging.Handler = logging.StreamHandler()
+    if path is not None:
         try:
-            with path.open("rb") as file:
-                data = file.read(FILE_BYTES_MAX + 1)
-            found = envelope.parse(data)
-            header = found.header
-            document |= {
-                "valid": True,
-                "kind": header.kind.name.lower(),
-                "codec": header.codec.name.lower(),
-                "task": header.task,
-                "sender": header.sender,
-                "version": header.version,
-                "parameters": header.parameters,
-                "examples": header.examples,
-                "sealed": header.sealed,
-                "payload_bytes": header.payload_bytes,
-                "readers": list(found.readers),
-            }
-        except (EnvelopeError, OSError) as error:
-            document |= {"valid": False, "reason": str(error)}
-        documents.append(document)
+            handler = RotatingFileHandler(path, maxBytes=LOG_BYTES_MAX, backupCount=2)
+        except OSError as error:
+            raise ConfigError(f"cannot write the log file {path}: {error.strerror}") from error
+    form = "%(asctime)s level=%(levelname)s %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, handlers=[handler])
+
+
+def _check(args: argparse.Namespace) -> int:
+    documents = [_describe(path) for path in args.file]
     if args.json:
         json.dump(documents, sys.stdout, indent=2)
         print()
@@ -134,4 +142,49 @@ def _check(args: argparse.Namespace) -> int:
                 shown = ", ".join(value) if isinstance(value, list) else value
                 print(f"{name + ':':<15}{shown}")
             print()
-    return 0 if all(document["valid"] for document in documents) else 1
+    return 0 if all(document["verdict"] == "well_formed" for document in documents) else 1
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    """Return what can be said of a file without a chain and without keys."""
+    import hashlib
+
+    from gradledger import envelope
+    from gradledger.cid import cid_v0
+    from gradledger.errors import EnvelopeError
+
+    document: dict[str, Any] = {"file": str(path)}
+    try:
+        with path.open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        return document | {"verdict": "unavailable", "reason": error.strerror}
+    if len(data) > FILE_BYTES_MAX:
+        reason = f"expected at most {FILE_BYTES_MAX} bytes"
+        return document | {"verdict": "malformed", "reason": reason}
+    document |= {
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "cid": cid_v0(data),
+    }
+    try:
+        found = envelope.parse(data)
+    except EnvelopeError as error:
+        return document | {"verdict": "malformed", "reason": str(error)}
+    header = found.header
+    return document | {
+        "verdict": "well_formed",
+        "kind": header.kind.name.lower(),
+        "codec": header.codec.name.lower(),
+        "task": header.task,
+        "sender": header.sender,
+        "version": header.version,
+        "parameters": header.parameters,
+        "slot_bits": header.slot_bits,
+        "clip_e6": header.clip_e6,
+        "examples": header.examples,
+        "key_hash": header.key_hash.hex(),
+        "sealed": header.sealed,
+        "payload_bytes": header.payload_bytes,
+        "readers": list(found.readers),
+    }

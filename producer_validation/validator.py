@@ -1,20 +1,23 @@
 """The validator: follows the chain, judges uploads, attests, sums, pushes rounds on.
 
-Each `step` is one pass over what the chain says now; nothing is remembered that the chain or IPFS
-could not tell again, so a validator may be killed and started at any point.
+Each `step` is one pass over what the chain says now. Nothing is remembered that the chain and IPFS
+could not tell again, so that a validator may be killed and started again at any point. Which upload
+is refused, and why, stands in `producer_validation.checks`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import os
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass
-from os import PathLike
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from typing import Any
 
 from gradledger import envelope
 from gradledger.card import TaskCard, fetch_card, task_codec
@@ -37,96 +40,199 @@ from gradledger.codec import Codec
 from gradledger.errors import (
     AlreadyDoneError,
     BlobCorruptError,
+    BlobMissingError,
     BlobTooLargeError,
     ConfigError,
     ContractError,
-    EnvelopeError,
     GradledgerError,
-    ModelError,
-    PaillierError,
+    NodeAnswerError,
     RoundClosedError,
-    StoreError,
+    StaleVersionError,
 )
 from gradledger.models import Model
 from gradledger.paillier import PaillierPublicKey, sum_payload
 from gradledger.store import Store
-from producer_validation.checks import Evaluation, Facts, Judgement, blob_bytes_max, judge
+from producer_validation import checks
+from producer_validation.checks import Known, MaterialError, Measure, Opened, Refusal
+from producer_validation.fetching import CACHE_BYTES_DEFAULT, BlobSource, Fetcher
+from producer_validation.seen import SeenUploads
 
-ATTEST_BATCH = 50  # verdicts in one transaction; the contract takes more
-UPLOADS_PER_STEP = 500
-CACHE_BYTES_MAX = 64 * 2**20
-OWNER_FIRST_SEC = 5  # after a deadline the owner has so long before a validator pushes
-PATIENCE_SHARE = 0.7  # of verdict_sec; then a blob that nobody has is unavailable
-PUSH_LIMIT = 100
+__all__ = ["StepReport", "Validator"]
+
+ATTEST_BATCH = 50  # verdicts in one transaction; the contract takes 500
+WINDOW_MAX = 64  # uploads that are fetched and judged at a time
+FETCH_WAIT_SEC = 0.5  # a step waits so long for a window's blobs; who is late waits for the next
+MATERIAL_WAIT_SEC = 5.0
+SUM_GROUP = 8  # updates that one task of the executor multiplies
+SUM_IN_FLIGHT = 4
+PATIENCE_SHARE = 0.7  # of verdict_sec; after it a blob that nobody has is unavailable
+OWNER_FIRST_SEC = 3  # after a deadline, before the first validator pushes the round on
+MEMBERSHIP_SEC = 1.0  # between two looks whether a task has admitted the account
+MEMBERSHIP_LOOKS = 50  # in one step, so that nobody slows it down with tasks by the thousand
+EXECUTOR_SEC = 300.0
+REASON_CHARS_MAX = 500
+PUSH_LIMIT = 100  # members in one `push` or `settle`
+POLL_SEC_DEFAULT = 0.25
+BACKOFF_SEC_FIRST = 0.5
 BACKOFF_SEC_MAX = 10.0
 MODEL_BYTES_EXTRA = 2**20 + envelope.READERS_MAX * envelope.READER_BYTES
+SET_BYTES_MAX = 2**26
 
 log = logging.getLogger("gradledger.validator")
 
 
-@dataclass(frozen=True)
-class _Context:
-    """What a task fixes, fetched once."""
+@dataclass
+class StepReport:
+    """What one step did.
 
-    task: str
+    Parameters
+    ----------
+    accepted, refused : int
+        Uploads judged.
+    attested : int
+        Verdicts that a transaction carried to the chain.
+    sums : int
+        Sums attested.
+    pushed : int
+        Rounds pushed on after a deadline.
+    skipped : int
+        Uploads left for a later step, since something of the owner's, of the executor or of the
+        chain's failed with them.
+    faults : int
+        What else went wrong and will be tried again. The log says what it was.
+    is_reachable : bool
+        Whether a node answered.
+    """
+
+    accepted: int = 0
+    refused: int = 0
+    attested: int = 0
+    sums: int = 0
+    pushed: int = 0
+    skipped: int = 0
+    faults: int = 0
+    is_reachable: bool = True
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything changed on the chain."""
+        return bool(self.attested or self.sums or self.pushed)
+
+
+@dataclass
+class _Pause:
+    """Grows with each fault, ends with the first success."""
+
+    faults: int = 0
+    until: float = 0.0
+
+    def grow(self, now: float) -> None:
+        self.until = now + min(BACKOFF_SEC_FIRST * 2 ** min(self.faults, 16), BACKOFF_SEC_MAX)
+        self.faults += 1
+
+
+_NO_PAUSE = _Pause()
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What the bytes of one upload say, whatever the others are."""
+
+    refusal: Refusal | None
+    digest: bytes
+
+
+@dataclass
+class _RoundWork:
+    """What is kept while a round lasts; at most one entry for each device."""
+
+    version: int
+    results: dict[bytes, _Result] = field(default_factory=dict)  # by upload hash
+    pauses: dict[bytes, _Pause] = field(default_factory=dict)  # by upload hash
+    logged: set[tuple[str, str]] = field(default_factory=set)
+    model: Model | None = None
+    sum: tuple[bytes, str] | None = None  # hash and CID
+
+
+@dataclass
+class _TaskState:
+    """What is kept of a task."""
+
+    serves: bool = False
+    look_again_at: float = 0.0
+    pause: _Pause = field(default_factory=_Pause)
+    material: _Material | None = None
+    work: _RoundWork | None = None
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What a task fixes for its whole life, fetched once."""
+
     card: TaskCard
     codec: Codec
     key: PaillierPublicKey | None
+    payload_bytes: int
     bytes_max: int
 
 
-class _Payloads:
-    """The newest opened payloads, bounded in bytes."""
+class _InlineExecutor(Executor):
+    """Does the work where it is asked for."""
 
-    def __init__(self, bytes_max: int) -> None:
-        self._held: OrderedDict[bytes, bytes] = OrderedDict()
-        self._bytes, self._bytes_max = 0, bytes_max
-
-    def get(self, hash_: bytes) -> bytes | None:
-        return self._held.get(hash_)
-
-    def put(self, hash_: bytes, payload: bytes) -> None:
-        if hash_ in self._held or len(payload) > self._bytes_max:
-            return
-        self._held[hash_] = payload
-        self._bytes += len(payload)
-        while self._bytes > self._bytes_max:
-            _, dropped = self._held.popitem(last=False)
-            self._bytes -= len(dropped)
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
 
 class Validator:
-    """One validator account, for one task or for all that admitted it.
+    """One validator account, for some tasks or for all that admitted it.
 
     Parameters
     ----------
     account : str
     key : PrivateKey or path of a key file
+        It signs transactions; the X25519 key is derived from it.
     chain : ChainClient or endpoints
-    store : Store or address
-    tasks : sequence of str, optional
+    store : Store, address, or an object with `get` and `put` like a `Store`'s
+        Every read must be verified against its CID and bounded in time, as `Store` does.
+    tasks : iterable of str, optional
         Serve these. None: every task of the contract that admitted the account.
     contract : str
         Account of the contract.
     executor : concurrent.futures.Executor, optional
-        Where uploads are checked and ciphertexts multiplied; None: here.
+        Where ciphertexts are checked and multiplied and models measured; None: here. No secret is
+        handed to it.
+    state_dir : path, optional
+        Keeps the hashes of judged uploads, so that a replay is named in the log.
+    cache_bytes_max : int
+        Bound of the blobs kept in memory.
 
     Raises
     ------
     ConfigError
-        The key file is another account's.
+        The key file is another account's, or an address cannot be used.
+
+    Notes
+    -----
+    One thread calls `step` or `run`; several validators may share a client and a store.
     """
 
     def __init__(
         self,
         account: str,
-        key: PrivateKey | str | PathLike[str],
+        key: PrivateKey | str | os.PathLike[str],
         chain: ChainClient | str | Sequence[str],
-        store: Store | str,
+        store: BlobSource | str,
         *,
         tasks: Iterable[str] | None = None,
         contract: str = "fedlearning",
         executor: Executor | None = None,
+        state_dir: str | os.PathLike[str] | None = None,
+        cache_bytes_max: int = CACHE_BYTES_DEFAULT,
     ) -> None:
         if not isinstance(key, PrivateKey):
             holder, key = load_key_file(key)
@@ -134,349 +240,564 @@ class Validator:
                 raise ConfigError(f"expected the key file of {account}, it is {holder}'s")
         self.account = account
         self.chain = chain if isinstance(chain, ChainClient) else ChainClient(chain)
-        self.store = store if isinstance(store, Store) else Store(store)
+        self.store: BlobSource = Store(store) if isinstance(store, str) else store
         self.contract = FedLearning(self.chain, contract)
         self._key = key
         self._secret = key.encryption_key()
-        self._tasks = None if tasks is None else tuple(tasks)
-        self._executor = executor
-        self._contexts: dict[str, _Context] = {}
-        self._joined: set[str] = set()
-        self._payloads = _Payloads(CACHE_BYTES_MAX)
-        self._first_seen: dict[tuple[str, int, bytes], str] = {}
-        self._models: OrderedDict[bytes, Model] = OrderedDict()
+        self._public = envelope.public_key_of(self._secret)
+        self._tasks = None if tasks is None else tuple(dict.fromkeys(tasks))
+        self._executor = executor or _InlineExecutor()
+        self._fetcher = Fetcher(self.store, cache_bytes_max=cache_bytes_max)
+        self._cache_bytes_max = cache_bytes_max
+        self._seen = None if state_dir is None else SeenUploads(state_dir, account)
+        self._states: dict[str, _TaskState] = {}
+        self._stop = threading.Event()
+        self._looks = 0
 
     def __repr__(self) -> str:
-        return f"Validator({self.account})"
+        return f"Validator({self.account!r})"
 
-    def run(self, stop: threading.Event, *, poll_sec: float = 0.25) -> None:
-        """Step until `stop` is set. Faults of the network are waited out, ever longer."""
+    def close(self) -> None:
+        """End the reading threads; the executor is the caller's."""
+        self._fetcher.close()
+
+    # ---- the loop ---------------------------------------------------------------------------
+
+    def run(self, stop: threading.Event, *, poll_sec: float = POLL_SEC_DEFAULT) -> None:
+        """Step until `stop` is set; faults are waited out, ever longer up to a bound.
+
+        Parameters
+        ----------
+        stop : threading.Event
+            May be set from another thread or a signal handler.
+        poll_sec : float
+            Pause between two steps when there is nothing to do.
+        """
+        self._stop = stop
         pause = poll_sec
         while not stop.is_set():
-            try:
-                busy = self.step()
-                pause = poll_sec
-                if busy:
-                    continue
-            except GradledgerError as error:
-                log.warning("event=fault validator=%s error=%s", self.account, error)
-                pause = min(2 * pause, BACKOFF_SEC_MAX)
-            stop.wait(pause)
+            report = self.step()
+            pause = poll_sec if report.is_reachable else min(2 * pause, BACKOFF_SEC_MAX)
+            if not report.busy:
+                stop.wait(pause)
+        self.close()
 
-    def step(self) -> int:
+    def step(self) -> StepReport:
         """Do what is to be done now, once.
 
         Returns
         -------
-        int
-            Transactions sent; 0 when there was nothing to do.
+        StepReport
+            Faults of node, store, executor, owners and devices are counted and logged, not raised.
         """
-        sent = 0
-        if self._tasks is None:
-            tasks = self.contract.tasks()
-        else:
-            tasks = [self.contract.task(task) for task in self._tasks]
-        for task in tasks:
+        report = StepReport()
+        try:
+            time_now = self.chain.get_info().head_time
+        except GradledgerError as error:
+            report.is_reachable = False
+            self._fault(report, error)
+            return report
+        self._looks = MEMBERSHIP_LOOKS
+        for task in self._listed(report):
+            if self._stop.is_set():
+                break
+            state = self._states.setdefault(task.id, _TaskState())
+            if time.monotonic() < state.pause.until:
+                continue
             try:
-                if self._serves(task):
-                    sent += self._serve(task)
-            except (EnvelopeError, PaillierError, ModelError, StoreError, ContractError) as error:
-                # One task's owner can break that task, and no other.
-                log.warning("event=fault task=%s error=%s", task.id, error)
-        return sent
+                if self._is_validator(task, state):
+                    self._serve(task, state, time_now, report)
+                state.pause.faults = 0
+            except Exception as error:  # one task must not stop the others
+                self._fault(report, error, task=task.id)
+                state.pause.grow(time.monotonic())
+        return report
+
+    def _listed(self, report: StepReport) -> list[Task]:
+        """Return the tasks to look at."""
+        found: list[Task] = []
+        try:
+            if self._tasks is None:
+                found = self.contract.tasks()
+                for gone in self._states.keys() - {task.id for task in found}:
+                    del self._states[gone]
+        except GradledgerError as error:
+            self._fault(report, error)
+        for name in self._tasks or ():
+            try:
+                found.append(self.contract.task(name))
+            except GradledgerError as error:
+                self._fault(report, error, task=name)
+        return found
 
     # ---- membership -------------------------------------------------------------------------
 
-    def _serves(self, task: Task) -> bool:
-        if task.id in self._joined:
+    def _is_validator(self, task: Task, state: _TaskState) -> bool:
+        """Return whether the account takes part; join where it was admitted."""
+        if state.serves:
             return True
+        if time.monotonic() < state.look_again_at or not self._looks:
+            return False
+        self._looks -= 1
+        state.look_again_at = time.monotonic() + MEMBERSHIP_SEC
         member = self.contract.member(task.id, self.account)
         if member is None or member.role is not Role.VALIDATOR:
             return False
-        public = envelope.public_key_of(self._secret)
-        if not member.joined or member.enc_key != public:
-            self._push([self.contract.join(task.id, self.account, public, 0)])
-            log.info("event=joined task=%s validator=%s", task.id, self.account)
-        self._joined.add(task.id)
+        if not member.joined or member.enc_key != self._public:
+            try:
+                self._push(self.contract.join(task.id, self.account, self._public, 0))
+            except RoundClosedError as error:
+                # Uploads of this round are sealed to another key of the account: nothing to judge.
+                self._say(logging.WARNING, "cannot_join", task=task.id, reason=error)
+                return False
+            self._say(logging.INFO, "joined", task=task.id)
+        state.serves = True
         return True
 
-    def _context(self, task: Task) -> _Context:
-        if task.id not in self._contexts:
-            card = fetch_card(self.store, task)
+    # ---- one task ---------------------------------------------------------------------------
+
+    def _serve(self, task: Task, state: _TaskState, time_now: int, report: StepReport) -> None:
+        round_ = self.contract.round(task.id, task.version) if task.version else None
+        if round_ is None or round_.state is RoundState.SETTLED:
+            state.work = None
+            return
+        if self.account not in round_.validators:
+            state.serves = False  # removed, or admitted after the round was opened: look again
+            return
+        if state.work is None or state.work.version != round_.version:
+            state.work = _RoundWork(round_.version)
+        place = round_.validators.index(self.account)
+        if round_.state in (RoundState.OPEN, RoundState.VERIFYING):
+            if round_.pending:
+                one = _Pass(self, task, round_, state.work, self._material(task, state), time_now)
+                one.judge(place, report)
+        else:
+            self._name_dissenters(task, round_, state.work)
+            if round_.state is RoundState.SUMMING and not any(round_.sums[place].hash):
+                one = _Pass(self, task, round_, state.work, self._material(task, state), time_now)
+                one.attest_sum(report)
+        self._push_on(task, round_, time_now - OWNER_FIRST_SEC - place, report)
+
+    def _material(self, task: Task, state: _TaskState) -> _Material:
+        """Return the task's card, key and codec."""
+        if state.material is None:
+            card = fetch_card(self.store, task)  # type: ignore[arg-type]
             codec = task_codec(task)
             key = None
             if task.terms.mode is Mode.PAILLIER:
                 key = card.public_key()
                 if key.key_hash != task.terms.key_hash:
-                    raise EnvelopeError(f"task {task.id}: the card's key is not that of the terms")
-            bytes_max = blob_bytes_max(task, codec, key)
-            self._contexts[task.id] = _Context(task.id, card, codec, key, bytes_max)
-        return self._contexts[task.id]
+                    raise MaterialError("the task card's key is not the one of the task's terms")
+            state.material = _Material(
+                card,
+                codec,
+                key,
+                checks.update_payload_bytes(codec, key),
+                checks.update_bytes_max(codec, key),
+            )
+        return state.material
 
-    # ---- one task ---------------------------------------------------------------------------
-
-    def _serve(self, task: Task) -> int:
-        now = self.contract.round(task.id, task.version) if task.version else None
-        if now is None or now.state is RoundState.SETTLED:
-            self._forget(task.id)
-            return 0
-        sent = 0
-        if self.account in now.validators:
-            if now.state in (RoundState.OPEN, RoundState.VERIFYING) and now.pending:
-                sent += self._judge_pending(task, now)
-            elif now.state is RoundState.SUMMING:
-                sent += self._attest_sum(task, now)
-        return sent + self._push_on(task, now)
-
-    def _judge_pending(self, task: Task, now: Round) -> int:
-        mine = now.validators.index(self.account)
-        pending = [
-            member
-            for member in self.contract.members(task.id)
-            if member.upload_version == now.version
-            and member.upload_state is UploadState.PENDING
-            and member.verdicts[mine] == VerdictCode.NONE
-        ][:UPLOADS_PER_STEP]
-        if not pending:
-            return 0
-        context = self._context(task)
-        verdicts = []
-        for member, judgement in self._judgements(task, now, context, pending):
-            if judgement is None:
-                continue
-            if judgement.code is VerdictCode.ACCEPT:
-                self._payloads.put(member.upload_hash, judgement.payload)
-                log.info(
-                    "event=accepted task=%s version=%d sender=%s",
-                    task.id,
-                    now.version,
-                    member.account,
+    def _name_dissenters(self, task: Task, round_: Round, work: _RoundWork) -> None:
+        """Log who attested another sum than this validator did."""
+        if work.sum is None:
+            return
+        for validator, vote in zip(round_.validators, round_.sums, strict=False):
+            if any(vote.hash) and vote.hash != work.sum[0]:
+                self._say_once(
+                    work,
+                    "other_sum",
+                    task=task.id,
+                    version=round_.version,
+                    sender=validator,
+                    expected=work.sum[0].hex(),
+                    got=vote.hash.hex(),
                 )
-            else:
-                log.warning(
-                    "event=refused task=%s version=%d sender=%s code=%s reason=%r",
-                    *(task.id, now.version, member.account),
-                    *(judgement.code.name.lower(), judgement.reason),
-                )
-            verdicts.append(Verdict(hash=member.upload_hash, code=judgement.code))
-        return self._attest(task, now, verdicts)
-
-    def _judgements(
-        self, task: Task, now: Round, context: _Context, pending: Sequence[Member]
-    ) -> Iterator[tuple[Member, Judgement | None]]:
-        """Fetch and judge uploads; None: nothing to say yet."""
-        waiting = []
-        for member in pending:
-            blob = self._fetch(task, now, context, member)
-            if isinstance(blob, Judgement) or blob is None:
-                yield member, blob
-                continue
-            evaluation = None
-            if context.key is None:
-                evaluation = self._evaluation(task, now, context, member)
-                if evaluation is None:
-                    continue
-            facts = Facts(
-                *(task, now, member, context.key, context.codec, self.account, self._secret),
-                evaluation,
-            )
-            if self._executor is None:
-                yield member, self._once(task, now, member, judge(facts, blob))
-            else:
-                waiting.append((member, self._executor.submit(judge, facts, blob)))
-        for member, future in waiting:
-            yield member, self._once(task, now, member, future.result())
-
-    def _once(self, task: Task, now: Round, member: Member, judgement: Judgement) -> Judgement:
-        """Refuse a payload that another device of the round sent; the first one seen stands.
-
-        Without its key nobody can open another device's envelope, so equal payloads mean collusion
-        (or, in sealed mode, equal data): validators that see them in another order may disagree,
-        and then neither is accepted.
-        """
-        if judgement.code is not VerdictCode.ACCEPT:
-            return judgement
-        place = (task.id, now.version, hashlib.sha256(judgement.payload).digest())
-        first = self._first_seen.setdefault(place, member.account)
-        if first == member.account:
-            return judgement
-        return Judgement(VerdictCode.DUPLICATE, f"the same update as {first}'s")
-
-    def _fetch(
-        self, task: Task, now: Round, context: _Context, member: Member
-    ) -> bytes | Judgement | None:
-        """Return the bytes, or a verdict that there are none, or None: try again later."""
-        try:
-            return self.store.get(member.upload_cid, bytes_max=context.bytes_max)
-        except BlobTooLargeError as error:
-            return Judgement(VerdictCode.MALFORMED, str(error))
-        except StoreError as error:
-            patience = now.verdict_deadline - (1 - PATIENCE_SHARE) * now.verdict_sec
-            late = now.state is RoundState.VERIFYING and self._time() >= patience
-            if late:
-                return Judgement(VerdictCode.UNAVAILABLE, str(error))
-            kind = "corrupt" if isinstance(error, BlobCorruptError) else "missing"
-            log.info(
-                "event=%s task=%s version=%d sender=%s reason=%r",
-                *(kind, task.id, now.version, member.account, str(error)),
-            )
-            return None
-
-    def _attest(self, task: Task, now: Round, verdicts: Sequence[Verdict]) -> int:
-        sent = 0
-        for first in range(0, len(verdicts), ATTEST_BATCH):
-            batch = verdicts[first : first + ATTEST_BATCH]
-            action = self.contract.attest(task.id, now.version, self.account, batch)
-            try:
-                self._push([action])
-                sent += 1
-            except RoundClosedError as error:
-                log.info("event=late task=%s version=%d reason=%s", task.id, now.version, error)
-                return sent
-            except ContractError as error:
-                if len(batch) == 1:
-                    log.warning(
-                        "event=not_attested task=%s version=%d hash=%s reason=%s",
-                        *(task.id, now.version, batch[0].hash.hex(), error),
-                    )
-                    continue
-                # One upload of the batch cannot be decided now: the others must not wait for it.
-                sent += sum(self._attest(task, now, [verdict]) for verdict in batch)
-        return sent
-
-    # ---- sealed mode ------------------------------------------------------------------------
-
-    def _evaluation(
-        self, task: Task, now: Round, context: _Context, member: Member
-    ) -> Evaluation | None:
-        """Return model and validation set; None when they cannot be had (yet)."""
-        try:
-            return Evaluation(self._model(now, context), self._validation_set(now, member))
-        except (StoreError, EnvelopeError, ModelError) as error:
-            log.info(
-                "event=not_evaluated task=%s version=%d sender=%s reason=%r",
-                *(task.id, now.version, member.account, str(error)),
-            )
-            return None
-
-    def _model(self, now: Round, context: _Context) -> Model:
-        if now.model_hash not in self._models:
-            bytes_max = 4 * context.codec.parameters + MODEL_BYTES_EXTRA
-            payload = self._open(now.model_cid, now.model_hash, bytes_max)
-            self._models[now.model_hash] = Model.from_bytes(payload)
-            while len(self._models) > 2:
-                self._models.popitem(last=False)
-        return self._models[now.model_hash]
-
-    def _validation_set(self, now: Round, member: Member) -> bytes:
-        if member.set_version != now.version:
-            raise EnvelopeError(f"no validation set was issued to {member.account} for this round")
-        return self._open(member.set_cid, member.set_hash, 64 * 2**20)
-
-    def _open(self, cid: str, hash_: bytes, bytes_max: int) -> bytes:
-        blob = self.store.get(cid, bytes_max=bytes_max)
-        if hashlib.sha256(blob).digest() != hash_:
-            raise EnvelopeError("the bytes are not those of the recorded hash")
-        return envelope.parse(blob).open(self.account, self._secret)
-
-    # ---- the sum ----------------------------------------------------------------------------
-
-    def _attest_sum(self, task: Task, now: Round) -> int:
-        mine = now.validators.index(self.account)
-        if any(now.sums[mine].hash):
-            return 0
-        context = self._context(task)
-        if context.key is None:
-            return 0
-        accepted = [
-            member
-            for member in self.contract.members(task.id)
-            if member.upload_version == now.version
-            and member.upload_state is UploadState.PAID
-            and member.upload_reason is VerdictCode.ACCEPT
-        ]
-        payloads = (self._payload(task, now, context, member) for member in accepted)
-        ciphertexts = context.key.add(payloads, context.codec)
-        total = sum_payload(now.version, len(accepted), ciphertexts)
-        header = envelope.Header(
-            kind=envelope.Kind.SUM,
-            codec=envelope.PayloadCodec.PAILLIER,
-            task=task.id,
-            sender=self.account,
-            version=now.version,
-            parameters=context.codec.parameters,
-            slot_bits=context.codec.slot_bits,
-            clip_e6=context.codec.clip_e6,
-            examples=len(accepted),
-            key_hash=task.terms.key_hash,
-        )
-        blob = envelope.seal(header, total, {task.owner: context.card.owner_enc_key})
-        cid = self.store.put(blob)
-        digest = hashlib.sha256(total).digest()
-        try:
-            self._push([self.contract.attestsum(task.id, now.version, self.account, digest, cid)])
-        except (AlreadyDoneError, RoundClosedError):
-            return 0  # the quorum was faster
-        log.info(
-            "event=summed task=%s version=%d updates=%d hash=%s",
-            *(task.id, now.version, len(accepted), digest.hex()),
-        )
-        return 1
-
-    def _payload(self, task: Task, now: Round, context: _Context, member: Member) -> bytes:
-        """Return an accepted upload's ciphertexts, from memory or IPFS."""
-        held = self._payloads.get(member.upload_hash)
-        if held is not None:
-            return held
-        blob = self.store.get(member.upload_cid, bytes_max=context.bytes_max)
-        facts = Facts(task, now, member, context.key, context.codec, self.account, self._secret)
-        judgement = judge(facts, blob)
-        if judgement.code is not VerdictCode.ACCEPT:
-            raise EnvelopeError(
-                f"{member.account}'s accepted upload cannot be summed: {judgement.reason}"
-            )
-        return judgement.payload
 
     # ---- pushing on -------------------------------------------------------------------------
 
-    def _push_on(self, task: Task, now: Round) -> int:
-        """Do what anyone may once a deadline has passed, a little after the owner could have."""
-        deadline, action = self._overdue(task, now)
-        if action is None or self._time() < deadline + OWNER_FIRST_SEC:
-            return 0
+    def _push_on(self, task: Task, round_: Round, time_now: int, report: StepReport) -> None:
+        """Do what anyone may after a deadline; the owner and smaller accounts had their chance."""
+        version, state = round_.version, round_.state
+        if state is RoundState.OPEN:
+            deadline = round_.deadline
+            action = self.contract.closeround(task.id, self.account, version)
+        elif state is RoundState.VERIFYING:
+            deadline = round_.verdict_deadline
+            action = self.contract.push(task.id, self.account, version, PUSH_LIMIT)
+        elif state is RoundState.SUMMING:
+            deadline = round_.sum_deadline
+            action = self.contract.push(task.id, self.account, version, PUSH_LIMIT)
+        else:
+            deadline = round_.sum_deadline
+            action = self.contract.settle(task.id, self.account, version, PUSH_LIMIT)
+        if time_now < deadline:
+            return
         try:
-            self._push([action])
-        except (RoundClosedError, AlreadyDoneError):
-            return 0  # somebody else pushed
-        log.info(
-            "event=pushed task=%s version=%d state=%s", task.id, now.version, now.state.name.lower()
-        )
-        return 1
+            self._push(action)
+        except (RoundClosedError, StaleVersionError, AlreadyDoneError):
+            return  # somebody else pushed
+        report.pushed += 1
+        self._say(logging.INFO, "pushed", task=task.id, version=version, state=state.name.lower())
 
-    def _overdue(self, task: Task, now: Round) -> tuple[int, Action | None]:
-        if now.state is RoundState.OPEN:
-            return now.deadline, self.contract.closeround(task.id, self.account, now.version)
-        if now.state is RoundState.VERIFYING:
-            return now.verdict_deadline, self._pushing(task, now)
-        if now.state is RoundState.SUMMING:
-            return now.sum_deadline, self._pushing(task, now)
-        if now.state is RoundState.SUMMED:
-            return now.sum_deadline, self.contract.settle(
-                task.id, self.account, now.version, PUSH_LIMIT
+    def _push(self, action: Action) -> None:
+        """Send a transaction; head state is enough, since the next step looks again."""
+        # Pushing twice within a second must not make the same transaction twice.
+        self.chain.push([action], [self._key], expiration_sec=30 + time.monotonic_ns() % 30)
+
+    # ---- the log ----------------------------------------------------------------------------
+
+    def _fault(self, report: StepReport, error: Exception, **fields: object) -> None:
+        report.faults += 1
+        expected = isinstance(error, GradledgerError)
+        level = logging.WARNING if expected else logging.ERROR
+        self._say(level, "fault", **fields, error=type(error).__name__, reason=error)
+        if not expected:
+            log.debug("event=traceback validator=%s", self.account, exc_info=error)
+
+    def _say(self, level: int, event: str, **fields: object) -> None:
+        """Log one line, key=value."""
+        if log.isEnabledFor(level):
+            pairs = {"event": event, "validator": self.account, **fields}
+            log.log(level, " ".join(f"{name}={_shown(value)}" for name, value in pairs.items()))
+
+    def _say_once(self, work: _RoundWork, event: str, **fields: object) -> None:
+        """Log a warning about a sender once in a round."""
+        if (event, str(fields["sender"])) not in work.logged:
+            work.logged.add((event, str(fields["sender"])))
+            self._say(logging.WARNING, event, **fields)
+
+
+class _Pass:
+    """One look at one round: its rows, and the work on them."""
+
+    def __init__(
+        self,
+        validator: Validator,
+        task: Task,
+        round_: Round,
+        work: _RoundWork,
+        material: _Material,
+        time_now: int,
+    ) -> None:
+        self._v = validator
+        self._task = task
+        self._round = round_
+        self._work = work
+        self._material = material
+        self._time_now = time_now
+        rows = validator.contract.members(task.id)
+        self._uploads = [row for row in rows if row.upload_version == round_.version]
+
+    # ---- verdicts ---------------------------------------------------------------------------
+
+    def judge(self, place: int, report: StepReport) -> None:
+        """Judge the uploads that wait for this validator, window by window; attest each window."""
+        now = time.monotonic()
+        waiting = [
+            row
+            for row in self._uploads
+            if row.upload_state is UploadState.PENDING
+            and not row.verdicts[place]
+            and now >= self._work.pauses.get(row.upload_hash, _NO_PAUSE).until
+        ]
+        if not waiting:
+            return
+        for window in self._windows([row for row in self._uploads if _is_accepted(row)]):
+            self._examine(window, report, is_decided=True)
+        for window in self._windows(waiting):
+            if self._v._stop.is_set():
+                return
+            fresh = self._examine(window, report)
+            verdicts = []
+            for row in window:
+                if row.upload_hash in self._work.results:
+                    refusal = self._refusal(row)
+                    if row.upload_hash in fresh:
+                        self._say_verdict(row, refusal, report)
+                    code = refusal.code if refusal else VerdictCode.ACCEPT
+                    verdicts.append((row, Verdict(hash=row.upload_hash, code=code)))
+            for start in range(0, len(verdicts), ATTEST_BATCH):
+                self._attest(verdicts[start : start + ATTEST_BATCH], report)
+
+    def _windows(self, rows: Sequence[Member]) -> Iterator[Sequence[Member]]:
+        """Yield rows in portions whose blobs fit into half of the cache."""
+        fitting = self._v._cache_bytes_max // (2 * self._material.bytes_max)
+        size = max(1, min(WINDOW_MAX, fitting))
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size]
+
+    def _examine(
+        self, window: Sequence[Member], report: StepReport, *, is_decided: bool = False
+    ) -> set[bytes]:
+        """Fetch and check the uploads that were not yet; return the hashes that have a result now.
+
+        Each is on its own: what one upload makes go wrong stops no other. Of an upload that the
+        chain has accepted already (`is_decided`) only the payload's digest is wanted.
+        """
+        rows = [row for row in window if row.upload_hash not in self._work.results]
+        self._fetch([(row.upload_cid, self._material.bytes_max) for row in rows], FETCH_WAIT_SEC)
+        if not is_decided and self._material.key is None:
+            self._fetch(
+                [(row.set_cid, SET_BYTES_MAX) for row in rows if row.set_cid], FETCH_WAIT_SEC
             )
-        return 0, None
+        flying: list[tuple[Member, Opened, Future[Refusal | None]]] = []
+        for row in rows:
+            try:
+                opened = self._open(row)
+                if isinstance(opened, Refusal):
+                    self._work.results[row.upload_hash] = _Result(opened, b"")
+                elif opened is not None and is_decided:
+                    self._work.results[row.upload_hash] = _Result(None, opened.digest)
+                elif opened is not None:
+                    flying.append((row, opened, self._submit(row, opened.payload)))
+            except Exception as error:
+                self._skip(row, error, report)
+        for row, opened, future in flying:
+            try:
+                refusal = future.result(EXECUTOR_SEC)
+                self._work.results[row.upload_hash] = _Result(refusal, opened.digest)
+            except Exception as error:
+                self._skip(row, error, report)
+        return {row.upload_hash for row in rows if row.upload_hash in self._work.results}
 
-    def _pushing(self, task: Task, now: Round) -> Action:
-        return self.contract.push(task.id, self.account, now.version, PUSH_LIMIT)
+    def _fetch(self, wanted: Sequence[tuple[str, int]], wait_sec: float) -> None:
+        for cid, bytes_max in wanted:
+            self._v._fetcher.want(cid, bytes_max)
+        self._v._fetcher.wait([cid for cid, _ in wanted], wait_sec)
 
-    def _time(self) -> int:
-        return self.chain.get_info().head_time
+    def _open(self, row: Member) -> Opened | Refusal | None:
+        """Return the opened upload, its refusal, or None: its bytes are not here yet."""
+        blob = self._v._fetcher.blob(row.upload_cid)
+        if blob is None:
+            return self._missing(row)
+        return checks.open_upload(
+            blob,
+            task=self._task,
+            version=self._round.version,
+            member=row,
+            account=self._v.account,
+            secret=self._v._secret,
+            payload_bytes=self._material.payload_bytes,
+        )
 
-    def _push(self, actions: Sequence[Action]) -> None:
-        # The same action again within a second must not be the same transaction.
-        self.chain.push(actions, [self._key], expiration_sec=30 + time.monotonic_ns() % 30)
+    def _missing(self, row: Member) -> Refusal | None:
+        """Refuse what is too large, or what the store has not when most of the time is gone."""
+        failure = self._v._fetcher.failure(row.upload_cid)
+        if failure is None:
+            return None
+        if isinstance(failure.error, BlobTooLargeError):
+            return Refusal(VerdictCode.MALFORMED, str(failure.error))
+        self._v._say_once(
+            self._work,
+            "not_fetched",
+            **self._of(row),
+            error=type(failure.error).__name__,
+            reason=failure.error,
+        )
+        patience_end = self._round.verdict_deadline - (1 - PATIENCE_SHARE) * self._round.verdict_sec
+        is_late = self._round.state is RoundState.VERIFYING and self._time_now >= patience_end
+        # A store that does not answer at all is this validator's trouble, not the device's.
+        if is_late and isinstance(failure.error, (BlobMissingError, BlobCorruptError)):
+            return Refusal(
+                VerdictCode.UNAVAILABLE, f"{failure.error} ({failure.attempts} attempts)"
+            )
+        return None
 
-    def _forget(self, task: str) -> None:
-        """Drop what was kept for a settled round."""
-        for place in [place for place in self._first_seen if place[0] == task]:
-            del self._first_seen[place]
+    def _submit(self, row: Member, payload: bytes) -> Future[Refusal | None]:
+        measure = None if self._material.key is not None else self._measure(row)
+        return self._v._executor.submit(
+            checks.check_payload, payload, self._material.codec, self._material.key, measure
+        )
+
+    def _measure(self, row: Member) -> Measure:
+        """Return what the error of a device's update is measured with. Raises MaterialError."""
+        round_, work, who = self._round, self._work, (self._v.account, self._v._secret)
+        if row.set_version != round_.version:
+            raise MaterialError(f"no validation set was issued to {row.account} for this round")
+        if work.model is None:
+            bytes_max = 4 * self._task.terms.parameters + MODEL_BYTES_EXTRA
+            blob = self._published(round_.model_cid, bytes_max)
+            work.model = checks.read_model(
+                blob, self._task, round_, self._material.card.architecture, *who
+            )
+        blob = self._published(row.set_cid, SET_BYTES_MAX)
+        x, y = checks.read_set(blob, self._task, row, *who)
+        return Measure(work.model, x, y, row.error_last)
+
+    def _published(self, cid: str, bytes_max: int) -> bytes:
+        self._fetch([(cid, bytes_max)], MATERIAL_WAIT_SEC)
+        blob = self._v._fetcher.blob(cid)
+        if blob is None:
+            failure = self._v._fetcher.failure(cid)
+            why = failure.error if failure else "no answer yet"
+            raise MaterialError(f"the owner's {cid} could not be fetched: {why}")
+        return blob
+
+    def _refusal(self, row: Member) -> Refusal | None:
+        """Return why an upload is refused, now that those before it are known."""
+        result = self._work.results[row.upload_hash]
+        if result.refusal is not None:
+            return result.refusal
+        others = []
+        for other in self._uploads:
+            known = self._work.results.get(other.upload_hash)
+            is_rival = other.upload_state is UploadState.PENDING or _is_accepted(other)
+            if is_rival and known is not None and known.refusal is None:
+                others.append(Known(other.account, known.digest, _is_accepted(other)))
+        return checks.find_duplicate(row.account, result.digest, others)
+
+    def _skip(self, row: Member, error: Exception, report: StepReport) -> None:
+        """Leave an upload for later; a later pass tries again."""
+        report.skipped += 1
+        self._work.pauses.setdefault(row.upload_hash, _Pause()).grow(time.monotonic())
+        is_expected = isinstance(error, GradledgerError)
+        level = logging.WARNING if is_expected else logging.ERROR
+        self._v._say(level, "skipped", **self._of(row), error=type(error).__name__, reason=error)
+
+    def _say_verdict(self, row: Member, refusal: Refusal | None, report: StepReport) -> None:
+        """Log a verdict with its sender and reason."""
+        replay: dict[str, object] = {}
+        seen = self._v._seen
+        if seen is not None:
+            earlier = seen.earlier(row.upload_hash)
+            here = (self._task.id, self._round.version, row.account)
+            if earlier is not None and (earlier.task, earlier.version, earlier.account) != here:
+                replay["replay_of"] = f"{earlier.task}/{earlier.version}/{earlier.account}"
+            try:
+                seen.note(row.upload_hash, *here)
+            except OSError as error:
+                self._v._say(logging.WARNING, "state_not_kept", reason=error)
+        if refusal is None:
+            report.accepted += 1
+            self._v._say(logging.INFO, "accepted", **self._of(row))
+            return
+        report.refused += 1
+        self._v._say(
+            logging.WARNING,
+            "refused",
+            **self._of(row),
+            code=refusal.code.name.lower(),
+            reason=refusal.reason,
+            **replay,
+        )
+
+    def _of(self, row: Member) -> dict[str, object]:
+        """Return what a log line about an upload begins with."""
+        return {"task": self._task.id, "version": self._round.version, "sender": row.account}
+
+    def _attest(self, batch: Sequence[tuple[Member, Verdict]], report: StepReport) -> None:
+        """Send verdicts in one transaction; if that fails, one by one."""
+        verdicts = [verdict for _, verdict in batch]
+        action = self._v.contract.attest(
+            self._task.id, self._round.version, self._v.account, verdicts
+        )
+        try:
+            self._v._push(action)
+            report.attested += len(batch)
+        except (RoundClosedError, StaleVersionError) as error:
+            self._v._say(logging.INFO, "too_late", task=self._task.id, reason=error)
+        except (ContractError, NodeAnswerError) as error:
+            # A verdict of the batch is known already, or its payment cannot be delivered (it runs
+            # the device's own code), or all together took too long.
+            if len(batch) > 1:
+                for one in batch:
+                    self._attest([one], report)
+            elif not isinstance(error, AlreadyDoneError):
+                self._skip(batch[0][0], error, report)
+
+    # ---- the sum ----------------------------------------------------------------------------
+
+    def attest_sum(self, report: StepReport) -> None:
+        """Multiply the accepted ciphertexts, seal the product to the owner, attest its hash."""
+        task, round_, key = self._task, self._round, self._material.key
+        accepted = [row for row in self._uploads if _is_accepted(row)]
+        if key is None or len(accepted) != round_.accepted:
+            return  # rows of different moments: the next step reads them again
+        if self._work.sum is None:
+            codec = self._material.codec
+            ciphertexts = self._product(accepted, key, codec)
+            if ciphertexts is None:
+                return
+            payload = sum_payload(round_.version, len(accepted), ciphertexts)
+            header = envelope.Header(
+                kind=envelope.Kind.SUM,
+                codec=envelope.PayloadCodec.PAILLIER,
+                task=task.id,
+                sender=self._v.account,
+                version=round_.version,
+                parameters=codec.parameters,
+                slot_bits=codec.slot_bits,
+                clip_e6=codec.clip_e6,
+                examples=len(accepted),
+                key_hash=key.key_hash,
+            )
+            readers = {task.owner: self._material.card.owner_enc_key}
+            cid = self._v.store.put(envelope.seal(header, payload, readers))
+            self._work.sum = hashlib.sha256(payload).digest(), cid
+        digest, cid = self._work.sum
+        try:
+            self._v._push(
+                self._v.contract.attestsum(task.id, round_.version, self._v.account, digest, cid)
+            )
+        except (AlreadyDoneError, RoundClosedError, StaleVersionError):
+            return  # the quorum was faster
+        report.sums += 1
+        self._v._say(
+            logging.INFO,
+            "summed",
+            task=task.id,
+            version=round_.version,
+            updates=len(accepted),
+            hash=digest.hex(),
+        )
+
+    def _product(
+        self, accepted: Sequence[Member], key: PaillierPublicKey, codec: Codec
+    ) -> bytes | None:
+        """Return the product of the accepted uploads; None when the validator is to stop.
+
+        Few payloads are in memory at a time: each task of the executor takes a group and, where
+        there is one, the product of an earlier group.
+        """
+        flying: deque[Future[bytes]] = deque()
+        group: list[bytes] = []
+        for payload in self._payloads(accepted):
+            if self._v._stop.is_set():
+                return None
+            group.append(payload)
+            if len(group) < SUM_GROUP:
+                continue
+            if len(flying) == SUM_IN_FLIGHT:
+                group.append(flying.popleft().result(EXECUTOR_SEC))
+            flying.append(self._v._executor.submit(checks.add_payloads, key, codec, group))
+            group = []
+        done = [future.result(EXECUTOR_SEC) for future in flying]
+        last = self._v._executor.submit(checks.add_payloads, key, codec, [*done, *group])
+        return last.result(EXECUTOR_SEC)
+
+    def _payloads(self, rows: Sequence[Member]) -> Iterator[bytes]:
+        """Yield the ciphertexts of accepted uploads, fetched (again) and verified by hash."""
+        for window in self._windows(rows):
+            self._fetch(
+                [(row.upload_cid, self._material.bytes_max) for row in window], MATERIAL_WAIT_SEC
+            )
+            for row in window:
+                blob = self._v._fetcher.blob(row.upload_cid)
+                opened = None if blob is None else self._open(row)
+                if not isinstance(opened, Opened):
+                    failure = self._v._fetcher.failure(row.upload_cid)
+                    why = opened.reason if opened else failure.error if failure else "no answer yet"
+                    raise MaterialError(f"the sum needs {row.account}'s accepted upload: {why}")
+                yield opened.payload
+
+
+def _is_accepted(row: Member) -> bool:
+    """Whether the validators accepted an upload; one that was paid for silence is in no sum."""
+    return row.upload_state is UploadState.PAID and row.upload_reason is VerdictCode.ACCEPT
+
+
+def _shown(value: object) -> str:
+    """Return a value for the log: one word as it is, anything else as a JSON string."""
+    text = str(value)
+    is_word = text.isascii() and text.isprintable() and not set(text) & set(' "=\\')
+    return text if text and is_word else json.dumps(text[:REASON_CHARS_MAX])

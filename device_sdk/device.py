@@ -278,21 +278,24 @@ class Device:
             Node or store do not answer.
         """
         end = time.monotonic() + wait_sec
+        missing = "no round is open yet"
+        looked_at = 0
         while True:
             task = self.contract.task(self.task)
-            missing: str | RoundRow = "no round is open yet"
             late: Exception | None = None
             if task.version > max(after, self._uploaded):
-                missing = self._open_round(task)
-            elif task.version:
-                missing = f"round {task.version} is the newest, and is done or not wanted"
-            if isinstance(missing, RoundRow):
+                looked_at = task.version
+                row = self._open_round(task)
                 try:
-                    return self._fetch_round(task, missing)
+                    if isinstance(row, RoundRow):
+                        return self._fetch_round(task, row)
+                    missing = row
                 except _NotForUsError as error:
                     missing, after = str(error), task.version
                 except (BlobMissingError, StoreUnavailableError) as error:
-                    missing, late = str(error), error
+                    late = error
+            elif task.version > looked_at:
+                missing = f"round {task.version} is the newest; a later one is wanted"
             if time.monotonic() >= end:
                 if late is not None:
                     raise late

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 from gradledger.chain.contract import Member, UploadState, VerdictCode
 from gradledger.chain.names import Asset
 from gradledger.chain.transaction import Action
-from gradledger.errors import ContractError, IrreversibilityTimeout, NodeError
+from gradledger.errors import (
+    ContractError,
+    IrreversibilityTimeout,
+    NodeAnswerError,
+    NodeError,
+)
 
 if TYPE_CHECKING:
     from device_sdk.device import Device
@@ -195,14 +200,18 @@ class Receipt:
         return None, "decided, not yet irreversible"
 
     def _pushed(self, row: Member, irreversible: int) -> Paid | Refused | None:
-        """Return the outcome of a decision by `push`, once the block that showed it is final."""
+        """Return the outcome of a decision by `push`, once such a push is final."""
         if not self._decided_at:
-            self._decided_at = self._device.chain.get_info().head_block
+            # A producing node's tables are one block ahead of its head.
+            self._decided_at = self._device.chain.get_info().head_block + 1
         if irreversible < self._decided_at:
             return None
-        since, block = self._pending_at, self._decided_at
-        pushes = [entry for entry in self._pushes if since < entry[1] <= block]
-        trx, block = pushes[0] if len(pushes) == 1 else (None, block)
+        pushes = [entry for entry in self._pushes if entry[1] > self._pending_at]
+        pushes = [entry for entry in pushes if entry[1] <= self._decided_at] or pushes
+        if not pushes:
+            return None
+        trx = pushes[0][0] if len(pushes) == 1 else None
+        block = pushes[-1][1]
         if row.upload_state is UploadState.PAID:
             return Paid(self.amount, trx, block)
         return Refused(row.upload_reason, trx, block)
@@ -211,11 +220,16 @@ class Receipt:
         """Note verdicts on this upload, and pushes of its round, in the new irreversible blocks."""
         chain = self._device.chain
         while self._following <= irreversible and self._quorum_at is None:
-            for entry in chain.block(self._following)["transactions"]:
-                trx = entry["trx"]
-                if entry["status"] == "executed" and isinstance(trx, dict):
-                    for action in trx["transaction"]["actions"]:
-                        self._note(action, trx["id"], self._following)
+            query = {"block_num_or_id": str(self._following)}
+            block = chain.call("/v1/chain/get_block", query)
+            try:
+                for entry in block["transactions"]:
+                    trx = entry["trx"]
+                    if entry["status"] == "executed" and isinstance(trx, dict):
+                        for action in trx["transaction"]["actions"]:
+                            self._note(action, trx["id"], self._following)
+            except (KeyError, TypeError, ValueError) as error:
+                raise NodeAnswerError(f"expected block {self._following}, got {error!r}") from None
             self._following += 1
             if time.monotonic() >= end:
                 return

@@ -1,0 +1,206 @@
+"""A task on the real network whose owner and validators the test plays by hand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from device_sdk import Device
+from gradledger import envelope
+from gradledger.card import TaskCard
+from gradledger.chain.contract import (
+    FedLearning,
+    Mode,
+    Recipe,
+    Role,
+    RoundTerms,
+    Rule,
+    Silence,
+    TaskTerms,
+    ValidatorsKind,
+    Verdict,
+    VerdictCode,
+)
+from gradledger.chain.keys import PrivateKey
+from gradledger.chain.names import Symbol
+from gradledger.localnet.network import Network
+from gradledger.models import Model, dump_validation_set
+from gradledger.store import Store
+from owner.paillier_key import PaillierPrivateKey
+
+ARCHITECTURE = {"kind": "mlp", "layers": [4, 3], "activation": "relu"}
+PARAMETERS = 15
+CLIP_E6 = 1_000_000
+SLOT_BITS = 26
+PRICE = 10
+TOKEN = Symbol(4, "TOK")
+
+
+def points(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw labelled points around three centres."""
+    rng = np.random.default_rng(seed)
+    centres = np.array([[3, 0, 0, 1], [0, 3, 0, 1], [0, 0, 3, 1]], dtype=np.float32)
+    y = np.arange(count) % 3
+    return (centres[y] + rng.normal(0, 0.5, (count, 4))).astype(np.float32), y
+
+
+@dataclass
+class Scene:
+    """One task: its owner, four validators, and devices as asked for."""
+
+    network: Network
+    contract: FedLearning
+    store: Store
+    new_accounts: Callable[..., dict[str, PrivateKey]]
+    paillier: PaillierPrivateKey
+    task: str
+    mode: Mode = Mode.PAILLIER
+    silence: Silence = Silence.REFUND
+    devices_count: int = 1
+    owner: str = field(init=False)
+    owner_key: PrivateKey = field(init=False, repr=False)
+    validators: dict[str, PrivateKey] = field(init=False, repr=False)
+    devices: dict[str, PrivateKey] = field(init=False, repr=False)
+    card: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        accounts = list(self.new_accounts(5 + self.devices_count).items())
+        self.owner, self.owner_key = accounts[0]
+        self.validators = dict(accounts[1:5])
+        self.devices = dict(accounts[5:])
+
+    def create(self, **changes: Any) -> None:
+        """Create and fund the task; admit everybody; let the validators join."""
+        sealed = self.mode is Mode.SEALED
+        self.card = TaskCard(
+            task=self.task,
+            owner=self.owner,
+            description="three heaps of points",
+            classes=("left", "middle", "right"),
+            architecture=ARCHITECTURE,
+            owner_enc_key=self.public(self.owner_key),
+            paillier_n=None if sealed else self.paillier.public.n,
+        ).to_bytes()
+        terms = TaskTerms(
+            token_contract="eosio.token",
+            token_symbol=TOKEN,
+            mode=self.mode,
+            is_public=False,
+            validators_kind=ValidatorsKind.NAMED,
+            silence=self.silence,
+            classes=3,
+            errors_max=8,
+            cost_max=1000,
+            devices_max=1000,
+            sum_min=3,
+            parameters=PARAMETERS,
+            slot_bits=SLOT_BITS,
+            clip_e6=CLIP_E6,
+            key_hash=bytes(32) if sealed else self.paillier.public.key_hash,
+            card_cid=self.store.put(self.card),
+            card_hash=hashlib.sha256(self.card).digest(),
+        )
+        act = self.contract
+        self.push(act.createtask(self.task, self.owner, replace(terms, **changes)))
+        self.push(act.admit(self.task, self.owner, list(self.devices), Role.DEVICE))
+        self.push(act.admit(self.task, self.owner, list(self.validators), Role.VALIDATOR))
+        for name, key in self.validators.items():
+            act.client.push([act.join(self.task, name, self.public(key), 0)], [key])
+        self.network.transfer(act.account, "1.0000 TOK", memo=self.task)
+
+    def device(self, number: int = 0, **changes: Any) -> Device:
+        """Return the SDK's view of a device."""
+        account, key = list(self.devices.items())[number]
+        given = {"key": key, "task": self.task, "chain": self.contract.client, "store": self.store}
+        return Device(account, **{**given, **changes})
+
+    def publish(self, version: int = 1) -> Model:
+        """Give every joined device its validation set; open a round with a fresh model."""
+        self.issue(version)
+        return self.open(version)
+
+    def issue(self, version: int) -> None:
+        """Give every joined device its validation set."""
+        joined = [m for m in self.contract.members(self.task) if m.joined and m.role is Role.DEVICE]
+        for member in joined:
+            payload = dump_validation_set(*points(version, 30))
+            header = self.header(envelope.Kind.VALIDATION_SET, version, 0)
+            blob = envelope.seal(header, payload, {member.account: member.enc_key})
+            cid, digest = self.store.put(blob), hashlib.sha256(blob).digest()
+            self.push(
+                self.contract.issueset(self.task, self.owner, member.account, version, cid, digest)
+            )
+
+    def open(
+        self,
+        version: int,
+        readers: Sequence[str] | None = None,
+        *,
+        header_version: int | None = None,
+        tamper: bool = False,
+        **changes: Any,
+    ) -> Model:
+        """Open a round."""
+        model = Model.random_glorot(ARCHITECTURE, version)
+        members = {m.account: m.enc_key for m in self.contract.members(self.task) if m.joined}
+        wanted = members if readers is None else {name: members[name] for name in readers}
+        header = self.header(envelope.Kind.MODEL, header_version or version, PARAMETERS)
+        blob = envelope.seal(
+            header, model.to_bytes(), {**wanted, self.owner: self.public(self.owner_key)}
+        )
+        digest = hashlib.sha256(blob).digest()
+        terms = RoundTerms(
+            model_cid=self.store.put(blob),
+            model_hash=bytes(31) + b"\1" if tamper else digest,
+            price=PRICE,
+            budget=100_000 // 20,
+            open_sec=60,
+            verdict_sec=60,
+            sum_sec=60,
+            close_after=1,
+            rule=Rule.EITHER,
+            tau=100_000,
+            eta_e6=1_000_000,
+            training=Recipe(epochs=5, batch_size=8, rate_e6=100_000, measures=4, seed=7),
+        )
+        action = self.contract.openround(self.task, self.owner, version, replace(terms, **changes))
+        self.push(action)
+        return model
+
+    def header(self, kind: envelope.Kind, version: int, parameters: int) -> envelope.Header:
+        """Return a header of the owner's."""
+        return envelope.Header(
+            kind=kind,
+            codec=envelope.PayloadCodec.BYTES,
+            task=self.task,
+            sender=self.owner,
+            version=version,
+            parameters=parameters,
+        )
+
+    def attest(self, version: int, digest: bytes, codes: Sequence[VerdictCode]) -> list[str]:
+        """Let the validators say these codes in turn; return the transactions."""
+        ids = []
+        for (name, key), code in zip(self.validators.items(), codes, strict=False):
+            verdict = Verdict(hash=digest, code=code)
+            action = self.contract.attest(self.task, version, name, [verdict])
+            ids.append(self.contract.client.push([action], [key]).trx_id)
+        return ids
+
+    def finish(self, version: int) -> None:
+        """Close and settle a round whose uploads are decided."""
+        self.push(self.contract.closeround(self.task, self.owner, version))
+        self.push(self.contract.settle(self.task, self.owner, version))
+
+    def push(self, action: Any) -> Any:
+        """Send an action of the owner's."""
+        return self.contract.client.push([action], [self.owner_key])
+
+    @staticmethod
+    def public(key: PrivateKey) -> bytes:
+        """Return the X25519 public key of an account's key."""
+        return envelope.public_key_of(key.encryption_key())

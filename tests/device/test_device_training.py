@@ -1,0 +1,153 @@
+"""The training recipe and the helpers that follow it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from device_sdk.training import TrainingData, TrainingRecipe
+from device_sdk.training_sklearn import sklearn_fit
+from gradledger.errors import ConfigError
+from gradledger.models import Model
+
+RECIPE = TrainingRecipe(version=3, epochs=3, batch_size=16, rate_e6=50_000, measures=5, seed=9)
+
+
+def digits(layers: tuple[int, ...]) -> tuple[Model, np.ndarray, np.ndarray]:
+    """Return a model and data whose labels are taken modulo its number of classes."""
+    raw = load_digits()
+    model = Model.random_glorot({"kind": "mlp", "layers": list(layers), "activation": "relu"}, 1)
+    return model, (raw.data / 16).astype(np.float32), raw.target % layers[-1]
+
+
+def by_hand(model: Model, x: np.ndarray, y: np.ndarray, recipe: TrainingRecipe) -> Model:
+    """Follow the recipe in float64: descent with momentum 0.9 on the mean cross entropy."""
+    data = TrainingData(x, y)
+    arrays = {name: array.astype(np.float64) for name, array in model.arrays.items()}
+    speed = {name: np.zeros_like(array) for name, array in arrays.items()}
+    depth = len(arrays) // 2
+    for rows, _ in recipe.runs(len(data)):
+        for at in range(0, len(rows), recipe.batch_size):
+            part = rows[at : at + recipe.batch_size]
+            layers = [data.x[part].astype(np.float64)]
+            for i in range(depth):
+                z = layers[-1] @ arrays[f"w{i}"] + arrays[f"b{i}"]
+                layers.append(np.maximum(z, 0) if i < depth - 1 else z)
+            p = np.exp(layers[-1] - layers[-1].max(axis=1, keepdims=True))
+            d = p / p.sum(axis=1, keepdims=True)
+            d[np.arange(len(part)), data.y[part]] -= 1
+            d /= len(part)
+            grads = {}
+            for i in reversed(range(depth)):
+                grads[f"w{i}"], grads[f"b{i}"] = layers[i].T @ d, d.sum(axis=0)
+                d = (d @ arrays[f"w{i}"].T) * (layers[i] > 0)
+            for name, grad in grads.items():
+                speed[name] = 0.9 * speed[name] - recipe.rate * grad
+                arrays[name] += speed[name]
+    return model.with_arrays(arrays)
+
+
+@pytest.mark.parametrize("examples", [1, 15, 16, 17, 160])
+@pytest.mark.parametrize("measures", [1, 2, 5, 64])
+def test_runs_cover_each_epoch_and_spread_the_measures(examples: int, measures: int) -> None:
+    recipe = TrainingRecipe(1, 3, 16, 1000, measures, 0)
+    runs = list(recipe.runs(examples))
+    rows = np.concatenate([run for run, _ in runs])
+    assert len(rows) == 3 * examples
+    for epoch in range(3):
+        part = rows[epoch * examples : (epoch + 1) * examples]
+        np.testing.assert_array_equal(np.sort(part), np.arange(examples))
+    counts = [count for _, count in runs]
+    assert sum(counts) == measures
+    assert counts[-1] >= 1  # the trained model is always measured
+    assert (counts[0] >= 1) == (measures > 1)  # and the received one, if there is room
+    short = [len(run) % 16 for run, _ in runs]
+    assert sum(1 for rest in short if rest) == (3 if examples % 16 else 0)
+
+
+def test_measures_are_evenly_spread() -> None:
+    taken, steps = [], 0
+    for rows, measures in TrainingRecipe(1, 2, 10, 1000, 5, 0).runs(100):
+        steps += len(rows) // 10
+        taken += [steps] * measures
+    assert taken == [0, 5, 10, 15, 20]
+
+
+def test_the_order_is_fixed_for_ever() -> None:
+    assert RECIPE.order(8, 0).tolist() == [0, 7, 6, 2, 3, 5, 4, 1]
+    assert RECIPE.order(8, 1).tolist() != RECIPE.order(8, 0).tolist()
+    other = TrainingRecipe(4, 3, 16, 50_000, 5, 9)
+    assert other.order(8, 0).tolist() != RECIPE.order(8, 0).tolist()
+
+
+@pytest.mark.parametrize("field", ["epochs", "batch_size", "rate_e6", "measures"])
+def test_recipes_that_are_none(field: str) -> None:
+    values = {"version": 1, "epochs": 1, "batch_size": 1, "rate_e6": 1, "measures": 1, "seed": 0}
+    with pytest.raises(ConfigError, match=field):
+        TrainingRecipe(**{**values, field: 0})
+
+
+@pytest.mark.parametrize("layers", [(64, 32, 10), (64, 10), (64, 20, 2), (64, 16, 8, 3)])
+def test_sklearn_follows_the_recipe(layers: tuple[int, ...]) -> None:
+    model, x, y = digits(layers)
+    trained, errors = sklearn_fit(x[:310], y[:310], RECIPE)(model, (x[1000:], y[1000:]))
+    np.testing.assert_allclose(
+        trained.vector, by_hand(model, x[:310], y[:310], RECIPE).vector, atol=1e-5
+    )
+    assert len(errors) == RECIPE.measures
+    assert errors[0] == model.error_micro(x[1000:], y[1000:])
+    assert errors[-1] == trained.error_micro(x[1000:], y[1000:])
+    assert errors[-1] < errors[0]
+
+
+def test_equal_data_gives_equal_bytes_whatever_the_order_of_its_rows() -> None:
+    model, x, y = digits((64, 32, 10))
+    validation = x[1000:1100], y[1000:1100]
+    one, _ = sklearn_fit(x[:300], y[:300], RECIPE)(model, validation)
+    shuffled = np.random.default_rng(0).permutation(300)
+    two, _ = sklearn_fit(x[:300][shuffled], y[:300][shuffled], RECIPE)(model, validation)
+    assert one.to_bytes() == two.to_bytes()
+    other, _ = sklearn_fit(x[:299], y[:299], RECIPE)(model, validation)
+    assert one.to_bytes() != other.to_bytes()
+
+
+def test_a_device_need_not_have_every_class() -> None:
+    model, x, y = digits((64, 32, 10))
+    few = np.flatnonzero((y == 2) | (y == 7))[:100]
+    trained, _ = sklearn_fit(x[few], y[few], RECIPE)(model, (x[few], y[few]))
+    assert trained.error_micro(x[few], y[few]) < 100_000
+
+
+def test_data_that_does_not_fit() -> None:
+    model, x, y = digits((64, 32, 10))
+    for bad_x, bad_y in (
+        (x[:0], y[:0]),
+        (x[:3], y[:2]),
+        (x[0], y[:1]),
+        (np.full((1, 64), np.nan), [0]),
+        (x[:1], [-1]),
+    ):
+        with pytest.raises(ConfigError):
+            sklearn_fit(bad_x, bad_y, RECIPE)
+    with pytest.raises(ConfigError, match="features"):
+        sklearn_fit(x[:5, :4], y[:5], RECIPE)(model, (x, y))
+    with pytest.raises(ConfigError, match="labels below 10"):
+        sklearn_fit(x[:1], [10], RECIPE)(model, (x, y))
+
+
+@pytest.mark.parametrize("layers", [(64, 32, 10), (64, 10), (64, 20, 2)])
+def test_torch_follows_the_recipe_and_agrees_with_sklearn(layers: tuple[int, ...]) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from device_sdk.training_torch import torch_fit
+
+    model, x, y = digits(layers)
+    validation = x[1000:], y[1000:]
+    threads = torch.get_num_threads()
+    trained, errors = torch_fit(x[:310], y[:310], RECIPE)(model, validation)
+    again, _ = torch_fit(x[:310][::-1], y[:310][::-1], RECIPE)(model, validation)
+    assert trained.to_bytes() == again.to_bytes()
+    assert torch.get_num_threads() == threads
+    theirs, their_errors = sklearn_fit(x[:310], y[:310], RECIPE)(model, validation)
+    np.testing.assert_allclose(trained.vector, theirs.vector, atol=1e-4)
+    assert errors == their_errors

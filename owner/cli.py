@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradledger.errors import ConfigError, GradledgerError
+from gradledger.errors import ConfigError
 
 if TYPE_CHECKING:
     from gradledger.chain.contract import Round
+    from gradledger.chain.names import Symbol
     from gradledger.models import Model
     from owner.owner import Owner
     from owner.plan import Plan
+    from owner.run import RoundReport
     from owner.state import StateDir
 
 NETWORK_BYTES_MAX = 1 << 20
@@ -68,7 +70,7 @@ def add_commands(subparsers: Any) -> None:
     key.add_argument(
         "--bits", type=int, default=3072, metavar="N", help="default 3072; 2048 for demonstrations"
     )
-    key.set_defaults(func=_guarded(_key))
+    key.set_defaults(func=_key)
 
     create = _command(commands, "create", _create, "create the task that a plan describes")
     create.add_argument("--plan", type=Path, required=True, metavar="FILE")
@@ -156,7 +158,7 @@ def _command(
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is skipped, and why")
-    parser.set_defaults(func=_guarded(action))
+    parser.set_defaults(func=action)
     return parser
 
 
@@ -166,24 +168,6 @@ def _add_version(parser: argparse.ArgumentParser) -> None:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _guarded(action: Any) -> Any:
-    """Turn an error that has a message for the user into that message and exit code 1."""
-
-    def call(args: argparse.Namespace) -> int:
-        level = logging.WARNING if getattr(args, "verbose", False) else logging.ERROR
-        logging.basicConfig(level=level, format="%(levelname)s %(message)s", stream=sys.stderr)
-        try:
-            return int(action(args) or 0)
-        except GradledgerError as exc:
-            print(f"gradledger owner: {exc}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print("gradledger owner: stopped; start it again to go on", file=sys.stderr)
-            return 130
-
-    return call
 
 
 # ---- where the parts are ----------------------------------------------------------------------
@@ -217,6 +201,8 @@ def _connect(args: argparse.Namespace) -> tuple[Owner, StateDir]:
     from owner.owner import Owner
     from owner.state import StateDir
 
+    level = logging.WARNING if args.verbose else logging.ERROR
+    logging.basicConfig(level=level, format="%(levelname)s %(message)s", stream=sys.stderr)
     network = _load_network(args.home) if args.home is not None else {}
     chain = args.chain or network.get("chain")
     store = args.store or network.get("store")
@@ -471,11 +457,9 @@ def _print_table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> int:
     import signal
-    from dataclasses import asdict
 
-    from gradledger.chain.names import Asset
     from owner.plan import load_data, load_plan
     from owner.run import Progress, run
 
@@ -486,14 +470,16 @@ def _run(args: argparse.Namespace) -> None:
         raise ConfigError(f"{args.plan}: data: expected {', '.join(missing)}")
     symbol = plan.amount("price").symbol
 
+    shown: list[tuple[int, str]] = []
+
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
-
     def show(progress: Progress) -> None:
-        if args.verbose and not progress.done:
-            print(f"round {progress.version}: {progress.step}", file=sys.stderr)
+        place = (progress.version, progress.step)
+        if args.verbose and shown != [place]:
+            shown[:] = [place]
+            print(f"round {progress.version}: {progress.step}", file=sys.stderr, flush=True)
 
     reports = run(
         plan,
@@ -504,15 +490,31 @@ def _run(args: argparse.Namespace) -> None:
         initial=_read_model(files["model"]) if "model" in files else None,
         progress=show,
     )
-    for report in reports:
-        if args.json:
-            print(json.dumps(asdict(report)), flush=True)
-            continue
-        reasons = ", ".join(f"{name} {count}" for name, count in report.reasons.items())
-        print(
-            f"round {report.version}: accuracy {report.accuracy:.2%}, {report.uploads} uploads, "
-            f"{report.accepted} accepted, {report.refused} refused"
-            f"{f' ({reasons})' if reasons else ''}, paid {Asset(report.paid, symbol)}"
-            f"{f'; {report.note}' if report.note else ''}",
-            flush=True,
-        )
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        for report in reports:
+            _print_report(report, symbol, args.json)
+    except KeyboardInterrupt:
+        print("gradledger owner: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
+
+
+def _print_report(report: RoundReport, symbol: Symbol, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from gradledger.chain.names import Asset
+
+    if as_json:
+        print(json.dumps(asdict(report)), flush=True)
+        return
+    reasons = ", ".join(f"{name} {count}" for name, count in report.reasons.items())
+    print(
+        f"round {report.version}: accuracy {report.accuracy:.2%}, {report.uploads} uploads, "
+        f"{report.accepted} accepted, {report.refused} refused"
+        f"{f' ({reasons})' if reasons else ''}, paid {Asset(report.paid, symbol)}"
+        f"{f'; {report.note}' if report.note else ''}",
+        flush=True,
+    )

@@ -40,7 +40,7 @@ from gradledger.chain.contract import (
 )
 from gradledger.chain.keys import PrivateKey, load_key_file
 from gradledger.chain.names import Asset, name_to_int
-from gradledger.chain.transaction import Action
+from gradledger.chain.transaction import Action, action
 from gradledger.errors import (
     BadFieldError,
     CodecError,
@@ -174,6 +174,7 @@ class Owner:
         architecture: Mapping[str, Any],
         class_names: Sequence[str],
         description: str = "",
+        wait: bool = True,
     ) -> Task:
         """Put the task card on IPFS and create the task.
 
@@ -186,11 +187,13 @@ class Owner:
         class_names : sequence of str
         description : str
             For whoever thinks about joining.
+        wait : bool
+            Wait until the new task is irreversible.
 
         Returns
         -------
         Task
-            As the chain has it, irreversibly. A task of this name that is this owner's and has
+            As the chain has it. A task of this name that is this owner's and has
             these very terms is taken as it is.
 
         Raises
@@ -200,7 +203,9 @@ class Owner:
         """
         sealed = Mode(terms["mode"]) is Mode.SEALED
         if not sealed and self._paillier_key is None:
-            raise ConfigError("paillier mode: expected a Paillier key (`gradledger owner key`)")
+            raise ConfigError(
+                "paillier mode: expected a Paillier key; `gradledger owner key` makes one"
+            )
         public = None if sealed or self._paillier_key is None else self._paillier_key.public
         card = TaskCard(
             task=self.task,
@@ -221,7 +226,7 @@ class Owner:
             card_hash=hashlib.sha256(card).digest(),
         )
         if not self.exists():
-            self._push([self.contract.createtask(self.task, self.account, full)], wait=True)
+            self._push([self.contract.createtask(self.task, self.account, full)], wait=wait)
         found = self._task()
         if found.owner != self.account or found.terms != full:
             raise ConfigError(
@@ -247,8 +252,8 @@ class Owner:
                 raise ConfigError(f"{account} is a {Role(members[account]).name.lower()} already")
         batches = [new[i : i + ADMIT_MAX] for i in range(0, len(new), ADMIT_MAX)]
         for number, batch in enumerate(batches, 1):
-            action = self.contract.admit(self.task, self.account, batch, role)
-            self._push([action], wait=wait and number == len(batches))
+            step = self.contract.admit(self.task, self.account, batch, role)
+            self._push([step], wait=wait and number == len(batches))
         return new
 
     def members(self) -> list[Member]:
@@ -261,8 +266,8 @@ class Owner:
         """Pay into the task's escrow; returns the transaction's id."""
         terms = self._task().terms
         amount = Asset.parse(quantity) if isinstance(quantity, str) else quantity
-        action = self.contract.deposit(self.task, self.account, amount, terms.token_contract)
-        return self._push([action], wait=wait)
+        step = self.contract.deposit(self.task, self.account, amount, terms.token_contract)
+        return self._push([step, self._nonce()], wait=wait)
 
     def withdraw(self, quantity: Asset | str, *, wait: bool = True) -> str:
         """Take back money that no open round may need; returns the transaction's id.
@@ -273,8 +278,8 @@ class Owner:
             Less is free; the message says how much.
         """
         amount = Asset.parse(quantity) if isinstance(quantity, str) else quantity
-        action = self.contract.withdraw(self.task, self.account, amount)
-        return self._push([action], wait=wait)
+        step = self.contract.withdraw(self.task, self.account, amount)
+        return self._push([step, self._nonce()], wait=wait)
 
     def escrow(self) -> Escrow:
         """Return the task's money as the chain's tables have it."""
@@ -424,8 +429,8 @@ class Owner:
         RoundClosedError
             The round before is not settled.
         """
-        action = self.contract.openround(self.task, self.account, version, terms)
-        self._push([action], wait=wait)
+        step = self.contract.openround(self.task, self.account, version, terms)
+        self._push([step], wait=wait)
         return self.round(version)
 
     # ---- bringing a round to its end ----------------------------------------------------------
@@ -439,8 +444,8 @@ class Owner:
 
     def close_round(self, version: int, *, wait: bool = True) -> None:
         """Close the round to uploads: after its deadline, or early once `close_after` are in."""
-        action = self.contract.closeround(self.task, self.account, version)
-        self._push([action], wait=wait)
+        step = self.contract.closeround(self.task, self.account, version)
+        self._push([step], wait=wait)
 
     def can_close(self, found: Round) -> bool:
         """Whether the contract lets the owner close this round now."""
@@ -525,8 +530,8 @@ class Owner:
             found = self.round(version)
             if found.state is RoundState.SETTLED:
                 break
-            action = self.contract.settle(self.task, self.account, version, MEMBERS_PER_CALL)
-            result = self._send([action])
+            step = self.contract.settle(self.task, self.account, version, MEMBERS_PER_CALL)
+            result = self._send([step])
         else:
             raise WaitTimeoutError(f"round {version}: not settled after {CALLS_MAX} calls")
         if wait and result is not None:
@@ -774,8 +779,13 @@ class Owner:
                 log.warning("%s", exc)
         return result.trx_id
 
+    def _nonce(self) -> Action:
+        """Return an action that does nothing, so that paying twice is never one transaction."""
+        return action("eosio.null", "nonce", self.account, secrets.token_bytes(8))
+
     def _send(self, actions: Sequence[Action]) -> PushResult:
-        # The same actions twice within one second would be one transaction but for the expiration.
+        # The same step twice within a second is one transaction if the expiration is the same too;
+        # that harms nobody, for whoever repeats a step looks at the chain first.
         expiration_sec = EXPIRATION_SEC + secrets.randbelow(EXPIRATION_SEC)
         return self.chain.push(actions, [self._key], expiration_sec=expiration_sec)
 

@@ -247,11 +247,11 @@ class _Training:
         return self._initial
 
     def _create(self) -> None:
-        create_task(self._owner, self._plan)
+        create_task(self._owner, self._plan, wait=False)
 
     def _admit(self) -> None:
-        self._owner.admit_devices(self._plan.devices)
-        self._owner.admit_validators(self._plan.validators)
+        self._owner.admit_devices(self._plan.devices, wait=False)
+        self._owner.admit_validators(self._plan.validators, wait=False)
 
     def _deposit(self) -> None:
         """Pay in what is missing; what is on its way must be settled before it is counted."""
@@ -484,7 +484,7 @@ class _Training:
                 time.sleep(RETRY_SEC)
 
 
-def create_task(owner: Owner, plan: Plan) -> Task:
+def create_task(owner: Owner, plan: Plan, *, wait: bool = True) -> Task:
     """Create the task that a plan describes; one that is there with the same terms is taken."""
     terms: dict[str, Any] = {
         "token_contract": plan.token_contract,
@@ -505,6 +505,7 @@ def create_task(owner: Owner, plan: Plan) -> Task:
         architecture=plan.architecture,
         class_names=plan.class_names,
         description=plan.description,
+        wait=wait,
     )
 
 

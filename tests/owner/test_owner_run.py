@@ -20,6 +20,7 @@ from gradledger.chain.client import ChainClient
 from gradledger.chain.contract import RoundState
 from gradledger.errors import ConfigError
 from gradledger.store import Store
+from owner.plan import Plan
 from owner.run import STEPS, Progress, RoundReport, first_model, run
 from owner.state import StateDir
 
@@ -75,6 +76,13 @@ def test_a_training_of_three_rounds(make_training, tmp_path, mode):
     assert reports[-1].accuracy > 0.9 > owner.evaluate(start, *TEST)
     # Everything is done: a further start repeats the reports and touches nothing.
     assert carry(training, tmp_path) == reports
+    # The plan may grow: more rounds, more money.
+    more = {**training.plan.to_dict(), "rounds": 4, "deposit": "11.0000 TOK"}
+    training.plan = Plan.from_dict(more)
+    with training.played():
+        grown = carry(training, tmp_path)
+    check_consistent(training, tmp_path, grown)
+    assert grown[:3] == reports
 
 
 class Stopped(Exception):
@@ -183,7 +191,7 @@ def test_a_byzantine_copy_of_the_sum_is_skipped_and_named(make_training, tmp_pat
 def test_too_few_uploads_leave_the_model_and_say_so(make_training, tmp_path):
     training = make_training(rounds=1, close_after=2)
     training.phones.pop()
-    training = make_training_with_two(training)
+    training.plan = Plan.from_dict({**training.plan.to_dict(), "devices_min": 2})
     with training.played():
         (report,) = carry(training, tmp_path)
     assert (report.accepted, report.updates) == (2, 0)
@@ -193,13 +201,6 @@ def test_too_few_uploads_leave_the_model_and_say_so(make_training, tmp_path):
     assert first is not None and second is not None
     assert (first.vector == second.vector).all()
     assert report.paid == 2 * EXAMPLES * PRICE
-
-
-def make_training_with_two(training: Training) -> Training:
-    plan = training.plan.to_dict()
-    plan["devices_min"] = 2
-    training.plan = type(training.plan).from_dict(plan)
-    return training
 
 
 def test_a_spoilt_sum_is_not_applied(make_training, tmp_path, monkeypatch):
@@ -227,10 +228,10 @@ def test_a_spoilt_sum_is_not_applied(make_training, tmp_path, monkeypatch):
 def test_another_plan_or_task_is_refused(make_training, tmp_path):
     training = make_training()
     StateDir(tmp_path).save_plan(training.plan.to_dict())
-    training.plan = type(training.plan).from_dict({**training.plan.to_dict(), "clip": 2.0})
+    training.plan = Plan.from_dict({**training.plan.to_dict(), "clip": 2.0})
     with pytest.raises(ConfigError, match="started with another clip"):
         carry(training, tmp_path)
-    training.plan = type(training.plan).from_dict({**training.plan.to_dict(), "task": "other"})
+    training.plan = Plan.from_dict({**training.plan.to_dict(), "task": "other"})
     with pytest.raises(ConfigError, match="expected task"):
         carry(training, tmp_path)
 

@@ -1,0 +1,167 @@
+"""`gradledger owner ...`, on a real node and a real Kubo."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from played import EXAMPLES, Training, points
+
+from gradledger.cli import main
+from owner.paillier_key import PaillierPrivateKey
+
+
+@pytest.fixture
+def shell(make_training, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A training with its files, and a way to call the command line as its owner."""
+    training: Training = make_training(rounds=1)
+    for name, (x, y) in {"validation": points(100, 90), "test": points(200, 300)}.items():
+        np.savez(tmp_path / f"{name}.npz", x=x, y=y)
+    data = {"validation": "validation.npz", "test": "test.npz"}
+    document = {**training.plan.to_dict(), "data": data}
+    (tmp_path / "plan.json").write_text(json.dumps(document))
+    options = ["--home", str(training.network.home), "--state", str(tmp_path / "state")]
+    options += ["--account", training.make_owner().account]
+    options += ["--paillier-key", str(training.paillier_key_file)]
+
+    def call(*words: str, task: bool = True) -> tuple[int, str, str]:
+        named = ["--task", training.plan.task] if task else []
+        code = main(["owner", *words, *options, *named])
+        return code, *capsys.readouterr()
+
+    call.training = training  # type: ignore[attr-defined]
+    call.plan = str(tmp_path / "plan.json")  # type: ignore[attr-defined]
+    call.options = options  # type: ignore[attr-defined]
+    call.folder = tmp_path  # type: ignore[attr-defined]
+    return call
+
+
+def facts(result: tuple[int, str, str]) -> dict[str, Any]:
+    code, out, err = result
+    assert code == 0, err
+    return dict(json.loads(out))
+
+
+def test_a_round_step_by_step(shell):
+    training: Training = shell.training
+    names = {"devices": ",".join(training.plan.devices), "vals": training.plan.validators[0]}
+    assert facts(shell("create", "--plan", shell.plan, "--json"))["task"] == training.plan.task
+    admitted = facts(
+        shell("admit", "--devices", names["devices"], "--validators", names["vals"], "--json")
+    )
+    assert admitted == {
+        "devices": list(training.plan.devices),
+        "validators": list(training.plan.validators),
+    }
+    assert shell("deposit", "2.0000 TOK")[0] == 0
+    for actor in (*training.phones, *training.validators):
+        actor.step()
+    published = facts(shell("publish", "--version", "1", "--plan", shell.plan, "--json"))
+    assert published["cid"].startswith("Qm")
+    points_file = str(shell.folder / "validation.npz")
+    issue = ("issue", "--version", "1", "--validation", points_file, "--per-class", "4", "--json")
+    assert sorted(facts(shell(*issue))["devices"]) == sorted(training.plan.devices)
+    opened = facts(shell("open", "--version", "1", "--plan", shell.plan, "--json"))
+    assert opened["state"] == "open"
+    code, _, err = shell("close", "--version", "1")
+    assert code == 1 and err.startswith("gradledger: deadline_not_passed: expected a time")
+    code, _, err = shell("withdraw", "1.0001 TOK")
+    assert code == 1 and "reserved_money: expected at most 1.0000 TOK" in err
+    for phone in training.phones:
+        phone.step()
+    assert facts(shell("close", "--version", "1", "--json"))["uploads"] == 3
+    with training.played():
+        result = facts(shell("aggregate", "--version", "1", "--json"))
+    assert result == {"version": 1, "updates": 3, "note": ""}
+    code, out, _ = shell("settle", "--version", "1")
+    assert code == 0 and "is settled, Merkle root" in out
+    test = str(shell.folder / "test.npz")
+    first = facts(shell("evaluate", "--version", "0", "--test", test, "--json"))
+    second = facts(shell("evaluate", "--version", "1", "--test", test, "--json"))
+    assert second["accuracy"] > first["accuracy"]
+    status = facts(shell("status", "--json", task=False))  # the only task of this owner
+    assert status["conserved"] is True and status["version"] == 1
+    assert status["escrow"]["paid"] == 3 * EXAMPLES * 10
+    assert [each["state"] for each in status["rounds"]] == ["settled"]
+    left = 20_000 - 3 * EXAMPLES * 10
+    assert shell("withdraw", f"{left // 10_000}.{left % 10_000:04d} TOK")[0] == 0
+    code, out, _ = shell("status")
+    assert code == 0
+    assert "devices: 3 admitted, 3 joined" in out and "the escrow equation holds" in out
+    assert "free 0.0000 TOK" in out and out.splitlines()[-1].split()[1] == "settled"
+
+
+def test_run_stops_at_sigterm_and_goes_on(shell):
+    training: Training = shell.training
+    command = [sys.executable, "-m", "gradledger.cli", "owner", "run", "--plan", shell.plan, "-v"]
+    command += shell.options
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    training.phones, phones = [], training.phones  # nobody joins: the run waits
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line == "round 0: join\n":
+                break
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped; the same command goes on from here" in err
+    training.phones = phones
+    with training.played():
+        code, out, err = shell("run", "--plan", shell.plan)
+    assert code == 0, err
+    assert out.startswith("round 1: accuracy ")
+    assert ", 3 uploads, 3 accepted, 0 refused, paid 0.1800 TOK" in out
+
+
+def test_a_key_file_is_new_and_private(tmp_path, capsys):
+    path = tmp_path / "paillier.json"
+    assert main(["owner", "key", "--out", str(path), "--bits", "2048"]) == 0
+    assert "Paillier key of 2048 bits" in capsys.readouterr().out
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert PaillierPrivateKey.load(path).public.bits == 2048
+    assert main(["owner", "key", "--out", str(path), "--bits", "2048"]) == 1
+    assert "cannot write the Paillier key" in capsys.readouterr().err
+    assert main(["owner", "key", "--out", str(tmp_path / "b"), "--bits", "512"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["status"], "expected --home DIR, or --chain URL and --store ADDR"),
+        (["status", "--home", "nowhere"], "is `gradledger up --home` done?"),
+        (
+            ["status", "--chain", "http://127.0.0.1:1", "--store", "/ip4/127.0.0.1/tcp/1"],
+            "expected --home DIR or --key-file FILE",
+        ),
+    ],
+)
+def test_what_is_missing_is_named(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["owner", *words]) == 1
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+COMMANDS = (
+    *("key", "create", "admit", "deposit", "withdraw", "publish", "issue", "open", "close"),
+    *("aggregate", "settle", "evaluate", "status", "run"),
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["owner", command, "--help"])
+    assert caught.value.code == 0
+    assert "usage:" in capsys.readouterr().out

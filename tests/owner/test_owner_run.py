@@ -9,16 +9,20 @@ import random
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from played import EXAMPLES, Training, points
+from played import EXAMPLES, Phone, Training, points, train
 
+from device_sdk import Device, Paid, Refused
 from gradledger.chain.client import ChainClient
 from gradledger.chain.contract import RoundState
 from gradledger.errors import ConfigError
+from gradledger.models import Model
 from gradledger.store import Store
 from owner.plan import Plan
 from owner.run import STEPS, Progress, RoundReport, first_model, run
@@ -83,6 +87,41 @@ def test_a_training_of_three_rounds(make_training, tmp_path, mode):
         grown = carry(training, tmp_path)
     check_consistent(training, tmp_path, grown)
     assert grown[:3] == reports
+
+
+@pytest.mark.parametrize("mode", ["paillier", "sealed"])
+def test_the_device_sdk_takes_part_and_is_paid(make_training, tmp_path, mode):
+    training: Training = make_training(mode=mode, validators=4)
+    phones, training.phones = training.phones, []  # the SDK plays the devices
+    store = training.make_owner().store.address
+
+    def live(phone: Phone) -> list[Paid | Refused]:
+        client, account = phone.contract.client, phone.account
+        device = Device(account, key=phone.key, task=phone.task, chain=client, store=store)
+        admitted = partial(phone.contract.member, phone.task, account)
+        client.wait_until(lambda: admitted() is not None, timeout_sec=60)
+        device.join(classes=[0, 1, 2])
+        x, y = points(phone.seed, EXAMPLES)
+
+        def fit(model: Model, validation: Any) -> tuple[Model, list[int]]:
+            trained = train(model, x, y)
+            return trained, [1_000_000, trained.error_micro(*validation)]
+
+        receipts, version = [], 0
+        while version < training.plan.rounds:
+            with device.round(wait_sec=60, after=version) as current:
+                version = current.version
+                receipts.append(current.upload(current.train(fit, examples=EXAMPLES)))
+        return [receipt.wait(60) for receipt in receipts]
+
+    with training.played(), ThreadPoolExecutor(len(phones)) as pool:
+        lives = [pool.submit(live, phone) for phone in phones]
+        reports = carry(training, tmp_path)
+        outcomes = [outcome for each in lives for outcome in each.result(timeout=120)]
+    assert len(outcomes) == 6 and all(isinstance(outcome, Paid) for outcome in outcomes)
+    assert {str(outcome.amount) for outcome in outcomes} == {"0.0600 TOK"}
+    assert [(report.accepted, report.updates) for report in reports] == [(3, 3)] * 2
+    assert reports[-1].accuracy > 0.9
 
 
 class Stopped(Exception):

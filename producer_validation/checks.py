@@ -324,11 +324,6 @@ def open_upload(
             VerdictCode.MALFORMED,
             f"expected a payload of {payload_bytes} bytes, got {parsed.header.payload_bytes}",
         )
-    if parsed.header.readers > _READERS_MAX:
-        return Refusal(
-            VerdictCode.MALFORMED,
-            f"expected at most {_READERS_MAX} readers, got {parsed.header.readers}",
-        )
     if task.terms.mode is Mode.SEALED and task.owner not in parsed.readers:
         return Refusal(VerdictCode.MALFORMED, f"expected the owner {task.owner} among the readers")
     try:

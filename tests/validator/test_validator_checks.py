@@ -1,0 +1,447 @@
+"""Every verdict: one row for each way in which an upload can be wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from judging import (
+    ARCHITECTURE,
+    PARAMETERS,
+    POINTS_X,
+    PUBLIC,
+    SECRETS,
+    UPDATE,
+    World,
+    make_member,
+    make_round,
+    published,
+    validation_set,
+)
+
+from gradledger import envelope
+from gradledger.chain.contract import VerdictCode
+from gradledger.envelope import Kind, PayloadCodec
+from gradledger.models import Model
+from gradledger.paillier import PaillierPublicKey
+from producer_validation import checks
+from producer_validation.checks import Known, MaterialError, judge
+
+ROWS: list[tuple[str, str, Callable[[World], tuple[bytes, dict[str, Any]]], VerdictCode, str]] = []
+
+
+def readers(count: int) -> dict[str, bytes]:
+    """Return so many readers, val1 and the owner among them."""
+    names = [f"r{a}{b}" for a in "abcdefg" for b in "12345"][: count - 2]
+    return {name: PUBLIC.get(name, PUBLIC["val2"]) for name in ("val1", "boss", *names)}
+
+
+def row(mode: str, code: VerdictCode, text: str) -> Callable[[Any], Any]:
+    """Add a row: a function from the honest world to a blob and changes of the facts."""
+
+    def add(make: Any) -> Any:
+        for one in mode.split():
+            ROWS.append((f"{make.__name__}-{one}", one, make, code, text))
+        return make
+
+    return add
+
+
+@row("paillier sealed", VerdictCode.MALFORMED, "expected at most ")
+def too_long(world: World) -> tuple[bytes, dict[str, Any]]:
+    return bytes(100_000), {}
+
+
+@row("paillier sealed", VerdictCode.HASH_MISMATCH, "expected the recorded hash 0707")
+def another_hash(world: World) -> tuple[bytes, dict[str, Any]]:
+    return world.blob(), {"member": make_member(upload_hash=b"\x07" * 32)}
+
+
+@row("paillier sealed", VerdictCode.MALFORMED, "expected at least 112 bytes, got 5")
+def no_envelope(world: World) -> tuple[bytes, dict[str, Any]]:
+    return b"hello", {}
+
+
+@row("paillier sealed", VerdictCode.MALFORMED, "bytes in all, got")
+def cut_off(world: World) -> tuple[bytes, dict[str, Any]]:
+    return world.blob()[:-1], {}
+
+
+@row("paillier sealed", VerdictCode.MALFORMED, "expected format version 1, got 2")
+def later_format(world: World) -> tuple[bytes, dict[str, Any]]:
+    blob = world.blob()
+    return blob[:3] + b"\2" + blob[4:], {}
+
+
+@row("paillier sealed", VerdictCode.HEADER_MISMATCH, "header field version: expected 3, got 2")
+def stale_version(world: World) -> tuple[bytes, dict[str, Any]]:
+    return world.blob(version=2), {}
+
+
+@row("paillier sealed", VerdictCode.HEADER_MISMATCH, "field task: expected digits, got letters")
+def another_task(world: World) -> tuple[bytes, dict[str, Any]]:
+    return world.blob(task="letters"), {}
+
+
+@row("paillier sealed", VerdictCode.HEADER_MISMATCH, "field sender: expected phone1, got phone2")
+def another_sender(world: World) -> tuple[bytes, dict[str, Any]]:
+    return world.blob(sender="phone2"), {}
+
+
+@row("paillier sealed", VerdictCode.HEADER_MISMATCH, "field parameters: expected 6, got")
+def another_length(world: World) -> tuple[bytes, dict[str, Any]]:
+    if world.key is None:
+        return world.sealed(bytes(14), parameters=7), {}
+    return world.blob(parameters=7), {}
+
+
+@row("paillier sealed", VerdictCode.HEADER_MISMATCH, "field clip_e6: expected 2000000, got 1")
+def another_clip(world: World) -> tuple[bytes, dict[str, Any]]:
+    return world.blob(clip_e6=1), {}
+
+
+@row("paillier sealed", VerdictCode.HEADER_MISMATCH, "field examples: expected 60, got 61")
+def another_cost(world: World) -> tuple[bytes, dict[str, Any]]:
+    return world.blob(examples=61), {}
+
+
+@row("paillier", VerdictCode.HEADER_MISMATCH, "field slot_bits: expected 26, got 27")
+def another_slot(world: World) -> tuple[bytes, dict[str, Any]]:
+    return world.blob(slot_bits=27), {}
+
+
+@row("paillier sealed", VerdictCode.HEADER_MISMATCH, "header field codec: expected ")
+def another_codec(world: World) -> tuple[bytes, dict[str, Any]]:
+    if world.key is not None:
+        changes = {"codec": PayloadCodec.QUANTISED, "slot_bits": 0, "key_hash": bytes(32)}
+        return world.sealed(bytes(2 * PARAMETERS), **changes), {}
+    return world.blob(codec=PayloadCodec.PAILLIER, slot_bits=26, key_hash=b"\1" * 32), {}
+
+
+@row("paillier sealed", VerdictCode.HEADER_MISMATCH, "header field kind: expected update, got ")
+def another_kind(world: World) -> tuple[bytes, dict[str, Any]]:
+    changes = {"codec": PayloadCodec.BYTES, "slot_bits": 0, "clip_e6": 0, "examples": 0}
+    return world.blob(kind=Kind.MODEL, key_hash=bytes(32), **changes), {}
+
+
+@row("paillier sealed", VerdictCode.HEADER_MISMATCH, "field sealed: expected True, got False")
+def in_the_clear(world: World) -> tuple[bytes, dict[str, Any]]:
+    return envelope.plain(world.header, world.payload), {}
+
+
+@row("paillier", VerdictCode.WRONG_KEY, "expected an update under key ")
+def another_key(world: World) -> tuple[bytes, dict[str, Any]]:
+    return world.blob(key_hash=b"\1" * 32), {}
+
+
+@row("paillier", VerdictCode.MALFORMED, "expected a payload of 512 bytes, got 511")
+def short_payload(world: World) -> tuple[bytes, dict[str, Any]]:
+    return world.sealed(world.payload[:-1]), {}
+
+
+@row("paillier", VerdictCode.MALFORMED, "expected a payload of 512 bytes, got 1024")
+def long_payload(world: World) -> tuple[bytes, dict[str, Any]]:
+    return world.sealed(world.payload * 2), {}
+
+
+@row("paillier sealed", VerdictCode.MALFORMED, "expected val3 among the readers")
+def left_out(world: World) -> tuple[bytes, dict[str, Any]]:
+    return world.blob(), {"account": "val3"}
+
+
+@row("sealed", VerdictCode.MALFORMED, "expected the owner boss among the readers")
+def owner_left_out(world: World) -> tuple[bytes, dict[str, Any]]:
+    validators = {name: PUBLIC[name] for name in ("val1", "val2")}
+    return envelope.seal(world.header, world.payload, validators), {}
+
+
+@row("paillier sealed", VerdictCode.MALFORMED, "expected at most ")
+def a_reader_too_many(world: World) -> tuple[bytes, dict[str, Any]]:
+    return envelope.seal(world.header, world.payload, readers(34)), {}
+
+
+@row("paillier sealed", VerdictCode.MALFORMED, "sealed to another key of val1")
+def sealed_to_another_key(world: World) -> tuple[bytes, dict[str, Any]]:
+    return world.blob(), {"secret": SECRETS["val2"]}
+
+
+@row("paillier sealed", VerdictCode.MALFORMED, "were changed after sealing")
+def flipped_bit(world: World) -> tuple[bytes, dict[str, Any]]:
+    blob = bytearray(world.blob())
+    blob[-1] ^= 1
+    return bytes(blob), {}
+
+
+@row("paillier sealed", VerdictCode.MALFORMED, "were changed after sealing")
+def name_put_over(world: World) -> tuple[bytes, dict[str, Any]]:
+    """Another device's envelope with the copier's own name: the header is under the seal."""
+    blob = bytearray(world.blob(sender="phone2"))
+    blob[16:24] = world.blob()[16:24]
+    return bytes(blob), {}
+
+
+@row("paillier", VerdictCode.OUT_OF_RANGE, "ciphertext 0: expected a value in [1, n^2)")
+def zero_ciphertext(world: World) -> tuple[bytes, dict[str, Any]]:
+    return world.sealed(bytes(512)), {}
+
+
+@row("paillier", VerdictCode.OUT_OF_RANGE, "ciphertext 0: expected a value in [1, n^2)")
+def too_large_ciphertext(world: World) -> tuple[bytes, dict[str, Any]]:
+    assert world.key is not None
+    return world.sealed((world.key.n**2).to_bytes(512, "big")), {}
+
+
+@row("paillier", VerdictCode.OUT_OF_RANGE, "ciphertext 0: expected no common factor with n")
+def factor_of_n(world: World) -> tuple[bytes, dict[str, Any]]:
+    assert world.key is not None
+    return world.sealed((3 * world.key.n).to_bytes(512, "big")), {}
+
+
+@row("sealed", VerdictCode.ERROR_MISMATCH, "expected a last error of 500000 +- 100000 (measured)")
+def zero_update(world: World) -> tuple[bytes, dict[str, Any]]:
+    """A free rider: it sends nothing, and reports the error of a good model."""
+    return world.sealed(world.codec.to_bytes(world.codec.quantise(np.zeros(PARAMETERS)))), {}
+
+
+@row("sealed", VerdictCode.ERROR_MISMATCH, "expected a last error of 1000000 +- 100000")
+def harmful_update(world: World) -> tuple[bytes, dict[str, Any]]:
+    return world.sealed(world.codec.to_bytes(world.codec.quantise(-UPDATE))), {}
+
+
+@row("paillier sealed", VerdictCode.DUPLICATE, "expected an update of its own, got the one of a")
+def copied(world: World) -> tuple[bytes, dict[str, Any]]:
+    digest = hashlib.sha256(world.payload).digest()
+    return world.blob(), {"others": [Known("a", digest, False)]}
+
+
+@pytest.mark.parametrize(
+    ("mode", "make", "code", "text"), [one[1:] for one in ROWS], ids=[one[0] for one in ROWS]
+)
+def test_each_refusal_has_its_code_and_says_what_was_expected(
+    request: pytest.FixtureRequest, mode: str, make: Any, code: VerdictCode, text: str
+) -> None:
+    world: World = request.getfixturevalue(mode)
+    blob, changes = make(world)
+    found, reason = judge(blob, **world.facts(blob, **changes))
+    assert found is code, reason
+    assert text in reason
+
+
+def test_every_verdict_about_bytes_has_a_row() -> None:
+    by_validator = set(VerdictCode) - {
+        VerdictCode.NONE,
+        VerdictCode.ACCEPT,
+        VerdictCode.UNAVAILABLE,  # there are no bytes: tested with the validator
+        VerdictCode.SILENCE,  # the contract's own
+        VerdictCode.UNDELIVERED,
+    }
+    assert {code for *_, code, _ in ROWS} == by_validator
+
+
+@pytest.mark.parametrize("mode", ["paillier", "sealed"])
+@pytest.mark.parametrize("account", ["val1", "val2"])
+def test_every_validator_accepts_an_honest_upload(
+    request: pytest.FixtureRequest, mode: str, account: str
+) -> None:
+    world: World = request.getfixturevalue(mode)
+    blob = world.blob()
+    facts = world.facts(blob, account=account, secret=SECRETS[account])
+    assert judge(blob, **facts) == (VerdictCode.ACCEPT, "")
+
+
+@pytest.mark.parametrize("mode", ["paillier", "sealed"])
+def test_the_longest_envelope_is_as_long_as_the_bound(
+    request: pytest.FixtureRequest, mode: str
+) -> None:
+    world: World = request.getfixturevalue(mode)
+    blob = envelope.seal(world.header, world.payload, readers(33))
+    assert len(blob) == checks.update_bytes_max(world.codec, world.key)
+    assert judge(blob, **world.facts(blob)) == (VerdictCode.ACCEPT, "")
+
+
+@pytest.mark.parametrize(
+    ("reported", "code"),
+    [
+        (0, VerdictCode.ACCEPT),
+        (100_000, VerdictCode.ACCEPT),  # two of the twenty examples
+        (100_001, VerdictCode.ERROR_MISMATCH),
+        (150_000, VerdictCode.ERROR_MISMATCH),
+    ],
+)
+def test_two_examples_may_differ(sealed: World, reported: int, code: VerdictCode) -> None:
+    blob = sealed.blob()
+    assert judge(blob, **sealed.facts(blob, measure=sealed.measure(reported)))[0] is code
+
+
+def test_the_tolerance_covers_that_errors_are_rounded_down(sealed: World) -> None:
+    """One wrong of 3 is 333333, three wrong are 1000000: two examples apart."""
+    x, y = POINTS_X[:3], np.array([1, 0, 1])
+    measure = sealed.measure()
+    assert measure is not None
+    blob = sealed.blob()
+    for reported, code in ((333_333, VerdictCode.ACCEPT), (333_332, VerdictCode.ERROR_MISMATCH)):
+        one = replace(measure, x=x, y=y, error_last=reported)
+        assert judge(blob, **sealed.facts(blob, measure=one))[0] is code
+
+
+# ---- duplicates ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("account", "others", "winner"),
+    [
+        ("b", [], None),
+        ("b", [("b", "same", False)], None),  # itself
+        ("b", [("c", "same", False)], None),  # the smaller account stays
+        ("b", [("a", "same", False)], "a"),
+        ("b", [("a", "other", False)], None),
+        ("b", [("c", "same", True)], "c"),  # accepted already: it stays whatever its name
+        ("b", [("c", "same", True), ("a", "same", False)], "c"),
+        ("b", [("a", "same", False), ("a1", "same", False)], "a"),
+    ],
+)
+def test_of_equal_payloads_one_stays(
+    account: str, others: list[tuple[str, str, bool]], winner: str | None
+) -> None:
+    known = [Known(name, digest.encode(), accepted) for name, digest, accepted in others]
+    refusal = checks.find_duplicate(account, b"same", known)
+    if winner is None:
+        assert refusal is None
+    else:
+        assert refusal is not None and refusal.code is VerdictCode.DUPLICATE
+        assert refusal.reason == f"expected an update of its own, got the one of {winner}"
+
+
+@given(
+    st.lists(st.sampled_from("abcdefgh"), unique=True, min_size=1),
+    st.sets(st.sampled_from("abcdefgh")),
+)
+def test_exactly_one_of_several_pending_copies_stays(names: list[str], accepted: set[str]) -> None:
+    known = [Known(name, b"same", name in accepted) for name in names]
+    left = [
+        name
+        for name in names
+        if name not in accepted and checks.find_duplicate(name, b"same", known) is None
+    ]
+    assert len(left) == (0 if accepted & set(names) else 1)
+
+
+# ---- whatever the bytes -------------------------------------------------------------------------
+
+
+@settings(max_examples=300, deadline=None)
+@given(blob=st.binary(max_size=2_000))
+def test_no_bytes_make_it_raise(paillier: World, sealed: World, blob: bytes) -> None:
+    for world in (paillier, sealed):
+        assert judge(blob, **world.facts(blob))[0] is not VerdictCode.ACCEPT
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_no_change_of_an_honest_envelope_is_accepted(
+    paillier: World, sealed: World, data: st.DataObject
+) -> None:
+    world = data.draw(st.sampled_from([paillier, sealed]))
+    blob = bytearray(world.blob())
+    place = data.draw(st.integers(0, len(blob) - 1))
+    blob[place] ^= data.draw(st.integers(1, 255))
+    found, reason = judge(bytes(blob), **world.facts(bytes(blob)))
+    assert found is not VerdictCode.ACCEPT
+    assert reason  # the whole table of readers is under the seal, others' rows as well
+
+
+@settings(max_examples=200, deadline=None)
+@given(payload=st.binary(min_size=512, max_size=512))
+def test_any_payload_under_a_right_seal_gets_a_verdict(paillier: World, payload: bytes) -> None:
+    blob = paillier.sealed(payload)
+    assert judge(blob, **paillier.facts(blob))[0] in (VerdictCode.ACCEPT, VerdictCode.OUT_OF_RANGE)
+
+
+@settings(max_examples=200, deadline=None)
+@given(payload=st.binary(min_size=12, max_size=12))
+def test_any_codes_under_a_right_seal_get_a_verdict(sealed: World, payload: bytes) -> None:
+    blob = sealed.sealed(payload)
+    found = judge(blob, **sealed.facts(blob))[0]
+    assert found in (VerdictCode.ACCEPT, VerdictCode.ERROR_MISMATCH)
+
+
+def test_no_reason_holds_a_secret(paillier: World) -> None:
+    blob, changes = sealed_to_another_key(paillier)
+    assert SECRETS["val2"].hex() not in judge(blob, **paillier.facts(blob, **changes))[1]
+    assert "payload=" not in repr(checks.Opened(b"secret", b""))
+
+
+# ---- the owner's material -----------------------------------------------------------------------
+
+
+def test_what_the_owner_published_is_read(sealed: World) -> None:
+    model = Model(ARCHITECTURE, np.arange(PARAMETERS))
+    blob = published(Kind.MODEL, model.to_bytes())
+    round_ = make_round(model_hash=hashlib.sha256(blob).digest())
+    found = checks.read_model(blob, sealed.task, round_, ARCHITECTURE, "val1", SECRETS["val1"])
+    assert (found.vector == model.vector).all()
+    blob = published(Kind.VALIDATION_SET, validation_set())
+    member = make_member(set_hash=hashlib.sha256(blob).digest())
+    x, y = checks.read_set(blob, sealed.task, member, "val1", SECRETS["val1"])
+    assert (x == POINTS_X).all() and len(y) == 20
+
+
+@pytest.mark.parametrize(
+    ("blob", "text"),
+    [
+        (b"", "its hash is not the one on chain"),
+        (b"hello", "expected at least 112 bytes"),
+        (published(Kind.VALIDATION_SET, validation_set(), version=2), "expected kind, task"),
+        (published(Kind.VALIDATION_SET, validation_set(), sender="phone1"), "expected kind, task"),
+        (published(Kind.VALIDATION_SET, validation_set(), task="letters"), "expected kind, task"),
+        (published(Kind.MODEL, validation_set()), "expected kind, task"),
+        (published(Kind.VALIDATION_SET, b"{}"), "validation set of phone1: "),
+    ],
+)
+def test_a_bad_validation_set_is_not_blamed_on_the_device(
+    sealed: World, blob: bytes, text: str
+) -> None:
+    digest = hashlib.sha256(blob).digest() if blob else bytes(32)
+    with pytest.raises(MaterialError, match=text):
+        checks.read_set(blob, sealed.task, make_member(set_hash=digest), "val1", SECRETS["val1"])
+
+
+def test_a_bad_model_is_not_blamed_on_the_device(sealed: World) -> None:
+    other = {"kind": "mlp", "layers": [3, 2], "activation": "relu"}
+    blob = published(Kind.MODEL, Model(other, np.zeros(8)).to_bytes(), parameters=8)
+    round_ = make_round(model_hash=hashlib.sha256(blob).digest())
+    with pytest.raises(MaterialError, match="model of round 3"):
+        checks.read_model(blob, sealed.task, round_, ARCHITECTURE, "val1", SECRETS["val1"])
+    with pytest.raises(MaterialError, match="expected 6 parameters, got 8"):
+        checks.read_model(blob, sealed.task, round_, other, "val1", SECRETS["val1"])
+
+
+def test_a_set_that_does_not_fit_the_model_is_not_blamed_on_the_device(sealed: World) -> None:
+    measure = sealed.measure()
+    assert measure is not None
+    wide = replace(measure, x=np.zeros((20, 3), dtype=np.float32))
+    with pytest.raises(MaterialError, match="cannot be measured"):
+        checks.check_payload(sealed.payload, sealed.codec, None, wide)
+
+
+def test_work_for_an_executor_travels(paillier: World, sealed: World) -> None:
+    for world in (paillier, sealed):
+        task = (world.payload, world.codec, world.key, world.measure())
+        assert checks.check_payload(*pickle.loads(pickle.dumps(task))) is None
+    key, codec = paillier.key, paillier.codec
+    assert isinstance(key, PaillierPublicKey)
+    twice = checks.add_payloads(key, codec, [paillier.payload] * 2)
+    copies = pickle.loads(pickle.dumps((key, codec, [twice, paillier.payload])))
+    assert checks.add_payloads(*copies) == checks.add_payloads(key, codec, [paillier.payload] * 3)
+
+
+def test_payloads_are_as_long_as_they_should_be(paillier: World, sealed: World) -> None:
+    for world in (paillier, sealed):
+        assert checks.update_payload_bytes(world.codec, world.key) == len(world.payload)

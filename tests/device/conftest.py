@@ -33,9 +33,8 @@ def scene(
     """Make tasks whose owner and validators the test plays."""
 
     def make(*, create: dict[str, Any] | None = None, **options: Any) -> Scene:
-        made = Scene(
-            localnet, contract, store, new_accounts, paillier, new_name("dtask"), **options
-        )
+        key = options.pop("paillier", paillier)
+        made = Scene(localnet, contract, store, new_accounts, key, new_name("dtask"), **options)
         made.create(**(create or {}))
         return made
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -61,6 +61,8 @@ class Scene:
     mode: Mode = Mode.PAILLIER
     silence: Silence = Silence.REFUND
     devices_count: int = 1
+    architecture: Mapping[str, Any] = field(default_factory=lambda: ARCHITECTURE)
+    validation: tuple[np.ndarray, np.ndarray] | None = None
     owner: str = field(init=False)
     owner_key: PrivateKey = field(init=False, repr=False)
     validators: dict[str, PrivateKey] = field(init=False, repr=False)
@@ -73,6 +75,18 @@ class Scene:
         self.validators = dict(accounts[1:5])
         self.devices = dict(accounts[5:])
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        names = ("left", "middle", "right")
+        count = self.architecture["layers"][-1]
+        return names if count == 3 else tuple(str(number) for number in range(count))
+
+    @property
+    def parameters(self) -> int:
+        """Length of an update."""
+        return Model.random_glorot(self.architecture, 0).parameters
+
     def create(self, **changes: Any) -> None:
         """Create and fund the task; admit everybody; let the validators join."""
         sealed = self.mode is Mode.SEALED
@@ -80,8 +94,8 @@ class Scene:
             task=self.task,
             owner=self.owner,
             description="three heaps of points",
-            classes=("left", "middle", "right"),
-            architecture=ARCHITECTURE,
+            classes=self.classes,
+            architecture=self.architecture,
             owner_enc_key=self.public(self.owner_key),
             paillier_n=None if sealed else self.paillier.public.n,
         ).to_bytes()
@@ -92,12 +106,12 @@ class Scene:
             is_public=False,
             validators_kind=ValidatorsKind.NAMED,
             silence=self.silence,
-            classes=3,
+            classes=len(self.classes),
             errors_max=8,
             cost_max=1000,
             devices_max=1000,
             sum_min=3,
-            parameters=PARAMETERS,
+            parameters=self.parameters,
             slot_bits=SLOT_BITS,
             clip_e6=CLIP_E6,
             key_hash=bytes(32) if sealed else self.paillier.public.key_hash,
@@ -127,7 +141,7 @@ class Scene:
         """Give every joined device its validation set."""
         joined = [m for m in self.contract.members(self.task) if m.joined and m.role is Role.DEVICE]
         for member in joined:
-            payload = dump_validation_set(*points(version, 30))
+            payload = dump_validation_set(*(self.validation or points(version, 30)))
             header = self.header(envelope.Kind.VALIDATION_SET, version, 0)
             blob = envelope.seal(header, payload, {member.account: member.enc_key})
             cid, digest = self.store.put(blob), hashlib.sha256(blob).digest()
@@ -145,10 +159,10 @@ class Scene:
         **changes: Any,
     ) -> Model:
         """Open a round."""
-        model = Model.random_glorot(ARCHITECTURE, version)
+        model = Model.random_glorot(self.architecture, version)
         members = {m.account: m.enc_key for m in self.contract.members(self.task) if m.joined}
         wanted = members if readers is None else {name: members[name] for name in readers}
-        header = self.header(envelope.Kind.MODEL, header_version or version, PARAMETERS)
+        header = self.header(envelope.Kind.MODEL, header_version or version, self.parameters)
         blob = envelope.seal(
             header, model.to_bytes(), {**wanted, self.owner: self.public(self.owner_key)}
         )

@@ -1,0 +1,246 @@
+"""What a device pays: time to import the SDK, memory and time to encrypt and upload.
+
+    python bench/device.py [--bits 3072] [--layers 784 128 10] [--json] [--out FILE]
+
+A local network is brought up, an owner opens a round of a 784-128-10 network (101,770 parameters),
+and a device in a process of its own takes part in it: it trains nothing (the update is made up), so
+that no framework's memory is counted. Memory is the process's peak (VmHWM), all libraries included.
+Import times are of fresh interpreters, from before to after `from device_sdk import Device`.
+
+    python bench/device.py upload --account A --key-file F --task T --chain URL --store ADDR
+
+is that process; it prints what it measured of itself as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+IMPORTS = 7
+EXAMPLES = 600
+DEVICE = "phone"
+OWNER = "benchowner"
+VALIDATOR = "judge"
+TASK = "benchdevice"
+IMPORT_BUDGET_MS = 150
+MEMORY_BUDGET_MB = 120
+
+_IMPORT = (
+    "import time; start = time.perf_counter(); from device_sdk import Device; "
+    "print(1000 * (time.perf_counter() - start))"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bits", type=int, default=3072, help="of the owner's Paillier key")
+    parser.add_argument("--layers", type=int, nargs="+", default=[784, 128, 10])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--out", type=Path, help="write the JSON document there as well")
+    commands = parser.add_subparsers(dest="command")
+    child = commands.add_parser("upload", help="be the device that is measured")
+    for option in ("--account", "--key-file", "--task", "--chain", "--store"):
+        child.add_argument(option, required=True)
+    given = parser.parse_args(arguments)
+    if given.command == "upload":
+        print(json.dumps(upload(given)))
+        return 0
+    document = measure(given.bits, given.layers)
+    text = json.dumps(document, indent=2)
+    if given.out:
+        given.out.write_text(text + "\n", encoding="utf-8")
+    print(text if given.json else table(document))
+    return 0
+
+
+def measure(bits: int, layers: Sequence[int]) -> dict[str, Any]:
+    """Bring a network up, let a device take part in one round, and return the figures."""
+    from gradledger.localnet.network import Network
+
+    times = [import_ms() for _ in range(IMPORTS)]
+    with tempfile.TemporaryDirectory(prefix="gradledger-bench-") as home:
+        network = Network(home)
+        try:
+            info = network.up(validators=0)
+            open_round(network, bits, layers)
+            command = [sys.executable, __file__, "upload", "--account", DEVICE, "--task", TASK]
+            command += ["--key-file", network.info().accounts[DEVICE]]
+            command += ["--chain", info.chain_url, "--store", info.store_addr]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            if done.returncode:
+                raise SystemExit(f"the device failed:\n{done.stderr}")
+        finally:
+            network.down(wipe=True)
+    return {
+        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        "import_ms": {"least": round(min(times), 1), "median": round(statistics.median(times), 1)},
+        "import_budget_ms": IMPORT_BUDGET_MS,
+        "key_bits": bits,
+        **json.loads(done.stdout),
+        "memory_budget_mb": MEMORY_BUDGET_MB,
+    }
+
+
+def import_ms() -> float:
+    """Return how long a fresh interpreter takes to import the SDK."""
+    done = subprocess.run([sys.executable, "-c", _IMPORT], capture_output=True, check=True)
+    return float(done.stdout)
+
+
+def open_round(network: Any, bits: int, layers: Sequence[int]) -> None:
+    """Play the owner and a validator up to an open round for one device."""
+    import numpy as np
+
+    from device_sdk import Device
+    from gradledger import envelope
+    from gradledger.chain.contract import (
+        Mode,
+        Recipe,
+        RoundTerms,
+        Rule,
+        Silence,
+        Symbol,
+        ValidatorsKind,
+    )
+    from gradledger.models import Model
+    from owner import Owner
+    from owner.paillier_key import PaillierPrivateKey
+    from owner.validation_sets import ValidationData
+
+    info = network.info()
+    keys = network.create_accounts([OWNER, VALIDATOR, DEVICE])
+    network.transfer(OWNER, "1000.0000 TOK")
+    architecture = {"kind": "mlp", "layers": list(layers), "activation": "relu"}
+    owner = Owner(
+        OWNER,
+        task=TASK,
+        key=keys[OWNER],
+        chain=info.chain_url,
+        store=info.store_addr,
+        paillier_key=PaillierPrivateKey.generate(bits),
+    )
+    owner.create_task(
+        {
+            "token_contract": info.token_contract,
+            "token_symbol": Symbol.parse(info.token_symbol),
+            "mode": Mode.PAILLIER,
+            "is_public": False,
+            "validators_kind": ValidatorsKind.NAMED,
+            "silence": Silence.REFUND,
+            "errors_max": 16,
+            "cost_max": 10_000,
+            "devices_max": 1000,
+            "sum_min": 3,
+            "slot_bits": 26,
+            "clip_e6": 1_000_000,
+        },
+        architecture=architecture,
+        class_names=[str(number) for number in range(layers[-1])],
+    )
+    owner.admit_devices([DEVICE])
+    owner.admit_validators([VALIDATOR])
+    owner.deposit("100.0000 TOK")
+    public = envelope.public_key_of(keys[VALIDATOR].encryption_key())
+    owner.chain.transact(
+        [owner.contract.join(TASK, VALIDATOR, public, 0)], [keys[VALIDATOR]], timeout_sec=60
+    )
+    device = Device(
+        DEVICE, key=keys[DEVICE], task=TASK, chain=info.chain_url, store=info.store_addr
+    )
+    device.join(classes=range(layers[-1]))
+    y = np.arange(20 * layers[-1]) % layers[-1]
+    x = np.random.default_rng(0).random((len(y), layers[0]), dtype=np.float32)
+    owner.issue_validation_sets(1, ValidationData(x, y), per_class=20, seed=1)
+    model = owner.publish_model(Model.random_glorot(architecture, 1), 1)
+    owner.open_round(
+        1,
+        RoundTerms(
+            model_cid=model.cid,
+            model_hash=model.hash,
+            price=10,
+            budget=100_000,
+            open_sec=600,
+            verdict_sec=60,
+            sum_sec=60,
+            close_after=0,
+            rule=Rule.EITHER,
+            tau=100_000,
+            eta_e6=1_000_000,
+            training=Recipe(epochs=1, batch_size=64, rate_e6=50_000, measures=4, seed=1),
+        ),
+    )
+
+
+def upload(given: argparse.Namespace) -> dict[str, Any]:
+    """Take part in the open round; return what it took this process."""
+    from device_sdk import Device
+
+    start = time.perf_counter()
+    device = Device(
+        given.account, key=given.key_file, task=given.task, chain=given.chain, store=given.store
+    )
+    with device.round(wait_sec=60) as round_:
+        fetched = time.perf_counter()
+        before = peak_mb()
+
+        def made_up(model: Any, validation: Any) -> Any:
+            return model.with_vector(model.vector * 1.01), [500_000, 400_000]
+
+        update = round_.train(made_up, examples=EXAMPLES)
+        trained = time.perf_counter()
+        receipt = round_.upload(update)
+        recorded = time.perf_counter()
+    return {
+        "parameters": len(update.delta),
+        "fetch_s": round(fetched - start, 3),
+        "upload_s": round(recorded - trained, 3),
+        "peak_mb_fetched": before,
+        "peak_mb": peak_mb(),
+        "hash": receipt.hash.hex(),
+    }
+
+
+def peak_mb() -> float:
+    """Return the most memory that this process ever had, in units of 10^6 bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if found:
+            return round(int(found.group(1)) * 1024 / 1e6, 1)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
+
+
+def table(document: dict[str, Any]) -> str:
+    """Return the figures as text."""
+    times = document["import_ms"]
+    return "\n".join(
+        [
+            f"import device_sdk    {times['least']:.0f} ms (median {times['median']:.0f} ms of "
+            f"{IMPORTS}; budget {document['import_budget_ms']} ms)",
+            f"parameters           {document['parameters']:,}, key of {document['key_bits']} bits",
+            f"fetch and check      {document['fetch_s']:.2f} s",
+            f"encrypt and upload   {document['upload_s']:.2f} s (first of the process)",
+            f"peak memory          {document['peak_mb']:.0f} MB, of which "
+            f"{document['peak_mb_fetched']:.0f} MB before the update "
+            f"(budget {document['memory_budget_mb']} MB)",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

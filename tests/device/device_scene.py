@@ -63,6 +63,7 @@ class Scene:
     devices_count: int = 1
     architecture: Mapping[str, Any] = field(default_factory=lambda: ARCHITECTURE)
     validation: tuple[np.ndarray, np.ndarray] | None = None
+    has_real_validators: bool = False
     owner: str = field(init=False)
     owner_key: PrivateKey = field(init=False, repr=False)
     validators: dict[str, PrivateKey] = field(init=False, repr=False)
@@ -73,6 +74,9 @@ class Scene:
         accounts = list(self.new_accounts(5 + self.devices_count).items())
         self.owner, self.owner_key = accounts[0]
         self.validators = dict(accounts[1:5])
+        if self.has_real_validators:
+            names = self.network.info().validators
+            self.validators = {name: self.network.key(name) for name in names}
         self.devices = dict(accounts[5:])
 
     @property
@@ -122,9 +126,19 @@ class Scene:
         self.push(act.createtask(self.task, self.owner, replace(terms, **changes)))
         self.push(act.admit(self.task, self.owner, list(self.devices), Role.DEVICE))
         self.push(act.admit(self.task, self.owner, list(self.validators), Role.VALIDATOR))
-        for name, key in self.validators.items():
+        for name, key in self.validators.items() if not self.has_real_validators else ():
             act.client.push([act.join(self.task, name, self.public(key), 0)], [key])
         self.network.transfer(act.account, "1.0000 TOK", memo=self.task)
+
+    def wait_validators(self) -> None:
+        """Wait until the real validators have joined by themselves."""
+        self.contract.client.wait_until(
+            lambda: all(
+                m.joined for m in self.contract.members(self.task) if m.role is Role.VALIDATOR
+            ),
+            timeout_sec=30,
+            what="the validators",
+        )
 
     def device(self, number: int = 0, **changes: Any) -> Device:
         """Return the SDK's view of a device."""
@@ -139,11 +153,14 @@ class Scene:
 
     def issue(self, version: int) -> None:
         """Give every joined device its validation set."""
-        joined = [m for m in self.contract.members(self.task) if m.joined and m.role is Role.DEVICE]
+        joined = [m for m in self.contract.members(self.task) if m.joined]
+        judges = {m.account: m.enc_key for m in joined if m.role is Role.VALIDATOR}
         for member in joined:
+            if member.role is not Role.DEVICE:
+                continue
             payload = dump_validation_set(*(self.validation or points(version, 30)))
             header = self.header(envelope.Kind.VALIDATION_SET, version, 0)
-            blob = envelope.seal(header, payload, {member.account: member.enc_key})
+            blob = envelope.seal(header, payload, {**judges, member.account: member.enc_key})
             cid, digest = self.store.put(blob), hashlib.sha256(blob).digest()
             self.push(
                 self.contract.issueset(self.task, self.owner, member.account, version, cid, digest)

@@ -32,6 +32,7 @@ from gradledger.errors import (
     RuleNotMetError,
     StaleVersionError,
 )
+from gradledger.localnet.network import Network
 from gradledger.models import Model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -91,6 +92,29 @@ def test_a_paid_round_from_terms_to_payment(scene: MakeScene) -> None:
     assert paid.block <= info.irreversible_block
     assert ids[3] in str(block(s, paid.block))
     assert s.contract.client.balance("eosio.token", device.account, "TOK") == paid.amount
+
+
+@pytest.mark.parametrize("mode", [Mode.PAILLIER, Mode.SEALED])
+def test_real_validators_pay_what_the_sdk_uploads(
+    scene: MakeScene, localnet_validators: Network, mode: Mode
+) -> None:
+    s = scene(mode=mode, devices_count=3, has_real_validators=True)
+    s.wait_validators()
+    devices = [s.device(number) for number in range(3)]
+    for device in devices:
+        device.join(classes=[0, 1, 2])
+    s.publish(1)
+    receipts = []
+    for number, device in enumerate(devices):
+        with device.round(wait_sec=20) as round_:
+            fit = sklearn_fit(*points(number, 40 + number), round_.recipe)
+            receipts.append(round_.upload(round_.train(fit, examples=40 + number)))
+    outcomes = [receipt.wait(timeout_sec=40) for receipt in receipts]
+    for number, (device, paid) in enumerate(zip(devices, outcomes, strict=True)):
+        assert isinstance(paid, Paid)
+        assert paid.amount == Asset((40 + number) * PRICE, TOKEN)
+        assert s.contract.client.balance("eosio.token", device.account, "TOK") == paid.amount
+        assert paid.trx is not None and paid.trx in str(block(s, paid.block))
 
 
 def test_the_update_on_ipfs_is_what_the_protocol_says(scene: MakeScene) -> None:

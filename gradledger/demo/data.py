@@ -52,6 +52,10 @@ class Samples:
     def __len__(self) -> int:
         return len(self.y)
 
+    def least(self) -> int:
+        """Return how many samples the rarest class has, of those that occur."""
+        return int(np.unique(self.y, return_counts=True)[1].min())
+
     def take(self, rows: np.ndarray) -> Samples:
         """Return the samples at `rows`, in that order."""
         return Samples(np.ascontiguousarray(self.x[rows]), np.ascontiguousarray(self.y[rows]))
@@ -142,10 +146,14 @@ def load_mnist(directory: Path, seed: int) -> Dataset:
         )
     order = np.random.default_rng([seed, 1]).permutation(len(train))
     held = len(train) // 6
+    validation = train.take(order[:held])
+    missing = sorted({*class_list(train.y)} - {*class_list(validation.y)})
+    if missing:
+        raise ConfigError(f"--data: too few images of class {missing[0]} to set some aside")
     return Dataset(
         name="mnist",
         train=train.take(order[held:]),
-        validation=train.take(order[:held]),
+        validation=validation,
         test=test,
         classes=10,
     )

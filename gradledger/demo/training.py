@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from gradledger.demo.options import KEY_BITS, SHUFFLED, DemoOptions, account_nam
 from gradledger.demo.report import money
 from gradledger.demo.view import View
 from gradledger.demo.workers import WorkerError, WorkerPool
-from gradledger.errors import ConfigError
+from gradledger.errors import ConfigError, GradledgerError
 from gradledger.localnet.network import Network, NetworkInfo
 from owner.owner import Owner
 from owner.paillier_key import PaillierPrivateKey
@@ -182,21 +184,54 @@ def run_demo(options: DemoOptions, view: View) -> dict[str, Any]:
     started = time.monotonic()
     dataset = load(options.data, options.seed)
     with ExitStack() as stack:
-        home = options.home
-        if home is None:
-            home = Path(tempfile.mkdtemp(prefix="gradledger-demo-"))
-            stack.callback(shutil.rmtree, home, ignore_errors=True)
+        home = stack.enter_context(_home(options, view))
+        stack.enter_context(_log_to(home / "logs" / "demo.log"))
         count = min(options.devices, os.cpu_count() or 1)
-        # The last worker trains in one place, to compare; it gives way to the others.
+        # One more trains in one place, to compare; it gives way to the others.
         pool = stack.enter_context(WorkerPool(count + 1, home / "logs"))
         network = Network(home, say=view.say)
         if network.status()["state"] != "up":
             stack.callback(network.down)
         info = network.up(validators=VALIDATORS)
-        demo = _Demo(options, view, dataset, network, info, pool)
-        report = demo.run()
+        report = _Demo(options, view, dataset, network, info, pool).run()
     report["seconds"] = round(time.monotonic() - started, 2)
     return report
+
+
+@contextmanager
+def _home(options: DemoOptions, view: View) -> Iterator[Path]:
+    """Give the network a folder; a temporary one is removed, but for its logs after a failure."""
+    if options.home is not None:
+        yield options.home.expanduser().resolve()
+        return
+    home = Path(tempfile.mkdtemp(prefix="gradledger-demo-"))
+    try:
+        yield home
+    except GradledgerError:
+        for path in home.iterdir():
+            if path.name != "logs":
+                shutil.rmtree(path, ignore_errors=True)
+        view.say(f"the logs are kept in {home / 'logs'}")
+        raise
+    except BaseException:
+        shutil.rmtree(home, ignore_errors=True)
+        raise
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Send the parties' log to a file, so that the progress bars stay whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s level=%(levelname)s %(message)s"))
+    logger = logging.getLogger("gradledger")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 class _Demo:
@@ -320,7 +355,7 @@ class _Demo:
             rate=setting.rate,
             measures=MEASURES,
             seed=options.seed,
-            points_per_class=setting.points_per_class,
+            points_per_class=min(setting.points_per_class, self._dataset.validation.least()),
             initial="glorot",
             initial_seed=options.seed,
             devices_min=len(self._phones),

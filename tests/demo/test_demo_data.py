@@ -96,7 +96,17 @@ def test_mnist_is_read_and_split(tiny_mnist: Path) -> None:
     assert loaded.train.x.dtype == np.float32
     assert loaded.train.y.dtype == np.int64
     assert loaded.train.x.shape == (750, 12)
+    assert loaded.validation.least() == np.bincount(loaded.validation.y).min()
     assert 0.0 <= loaded.train.x.min() <= loaded.train.x.max() <= 1.0
+
+
+def test_class_that_is_too_rare(tiny_mnist: Path) -> None:
+    labels = (np.arange(900) % 9).astype(np.uint8)
+    labels[7] = 9
+    path = tiny_mnist / "train-labels-idx1-ubyte.gz"
+    path.write_bytes(gzip.compress(labels_bytes(labels)))
+    with pytest.raises(ConfigError, match="too few images of class 9"):
+        data.load(tiny_mnist, seed=1)
 
 
 def test_mnist_refusals(tiny_mnist: Path) -> None:

@@ -1,0 +1,252 @@
+"""What the validator is made of: background reads, seen uploads, the log, the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from judging import World
+
+from gradledger.cid import cid_v0
+from gradledger.errors import BlobMissingError, ConfigError
+from producer_validation import cli, seen
+from producer_validation.fetching import Fetcher
+from producer_validation.seen import SeenUploads
+from producer_validation.validator import REASON_CHARS_MAX, _shown
+
+WAIT_SEC = 10.0
+
+
+class Blobs:
+    """A store in memory; some reads hang until they are let go."""
+
+    def __init__(self, *blobs: bytes) -> None:
+        self.held = {cid_v0(blob): blob for blob in blobs}
+        self.reads: Counter[str] = Counter()
+        self.hanging: dict[str, threading.Event] = {}
+
+    def get(self, cid: str, *, bytes_max: int | None = None) -> bytes:
+        self.reads[cid] += 1
+        if cid in self.hanging:
+            assert self.hanging[cid].wait(WAIT_SEC)
+        if cid not in self.held:
+            raise BlobMissingError(f"no {cid}")
+        return self.held[cid]
+
+    def put(self, data: bytes) -> str:
+        cid = cid_v0(data)
+        self.held[cid] = data
+        return cid
+
+
+def test_a_read_blob_is_kept_and_not_read_again() -> None:
+    blobs = Blobs(b"one")
+    fetcher, (cid,) = Fetcher(blobs), blobs.held
+    for _ in range(3):
+        fetcher.want(cid, 100)
+        fetcher.wait([cid], WAIT_SEC)
+        assert fetcher.blob(cid) == b"one"
+    assert blobs.reads[cid] == 1
+    fetcher.close()
+
+
+def test_the_cache_is_bounded_and_drops_the_oldest() -> None:
+    blobs = Blobs(b"a" * 40, b"b" * 40, b"c" * 40)
+    cids = list(blobs.held)
+    fetcher = Fetcher(blobs, cache_bytes_max=100)
+    for cid in cids:
+        fetcher.want(cid, 100)
+        fetcher.wait([cid], WAIT_SEC)
+    assert [fetcher.blob(cid) is not None for cid in cids] == [False, True, True]
+    fetcher.close()
+
+
+def test_a_blob_that_hangs_holds_up_no_other() -> None:
+    blobs = Blobs(b"one", b"two")
+    slow, quick = blobs.held
+    blobs.hanging[slow] = threading.Event()
+    fetcher = Fetcher(blobs, threads=2)
+    fetcher.want(slow, 100)
+    fetcher.want(quick, 100)
+    fetcher.wait([quick], WAIT_SEC)
+    assert fetcher.blob(quick) == b"two"
+    assert fetcher.blob(slow) is None and fetcher.failure(slow) is None
+    blobs.hanging[slow].set()
+    fetcher.wait([slow], WAIT_SEC)
+    assert fetcher.blob(slow) == b"one"
+    fetcher.close()
+
+
+def test_a_missing_blob_is_asked_for_again_but_not_at_once() -> None:
+    now = [0.0]
+    blobs = Blobs()
+    fetcher, cid = Fetcher(blobs, clock=lambda: now[0]), cid_v0(b"late")
+    pauses = []
+    for attempt in range(1, 8):
+        fetcher.want(cid, 100)
+        fetcher.wait([cid], WAIT_SEC)
+        failure = fetcher.failure(cid)
+        assert failure is not None and failure.attempts == attempt == blobs.reads[cid]
+        assert isinstance(failure.error, BlobMissingError)
+        pauses.append(failure.retry_at - now[0])
+        fetcher.want(cid, 100)  # too soon
+        fetcher.wait([cid], WAIT_SEC)
+        assert blobs.reads[cid] == attempt
+        now[0] = failure.retry_at
+    assert pauses == [0.5, 1, 2, 4, 8, 10, 10]
+    blobs.put(b"late")
+    fetcher.want(cid, 100)
+    fetcher.wait([cid], WAIT_SEC)
+    assert fetcher.blob(cid) == b"late" and fetcher.failure(cid) is None
+    fetcher.close()
+
+
+def test_a_store_that_breaks_does_not_end_the_reads() -> None:
+    class Broken(Blobs):
+        def get(self, cid: str, *, bytes_max: int | None = None) -> bytes:
+            raise ZeroDivisionError
+
+    fetcher, cid = Fetcher(Broken(), threads=1), cid_v0(b"x")
+    for other in (cid, cid_v0(b"y")):
+        fetcher.want(other, 1)
+        fetcher.wait([other], WAIT_SEC)
+        failure = fetcher.failure(other)
+        assert failure is not None and isinstance(failure.error, ZeroDivisionError)
+    fetcher.close()
+
+
+def test_a_closed_fetcher_reads_nothing_and_waits_for_nothing() -> None:
+    blobs = Blobs(b"one")
+    fetcher, (cid,) = Fetcher(blobs), blobs.held
+    fetcher.close()
+    fetcher.want(cid, 100)
+    before = time.monotonic()
+    fetcher.wait([cid], WAIT_SEC)
+    assert time.monotonic() - before < WAIT_SEC
+    assert not blobs.reads
+
+
+# ---- seen uploads -------------------------------------------------------------------------------
+
+
+def test_seen_uploads_outlive_the_process(tmp_path: Path) -> None:
+    first = SeenUploads(tmp_path / "state", "val1")
+    first.note(b"\1" * 32, "digits", 1, "phone1")
+    first.note(b"\1" * 32, "digits", 2, "phone2")  # the first one stands
+    again = SeenUploads(tmp_path / "state", "val1")
+    found = again.earlier(b"\1" * 32)
+    assert found == seen.Earlier("digits", 1, "phone1")
+    assert again.earlier(b"\2" * 32) is None
+    assert SeenUploads(tmp_path / "state", "val2").earlier(b"\1" * 32) is None
+
+
+def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
+    one = SeenUploads(tmp_path, "val1")
+    one.note(b"\1" * 32, "digits", 1, "phone1")
+    path = tmp_path / "seen-val1.txt"
+    path.write_text(path.read_text() + "02" * 32 + " dig")
+    again = SeenUploads(tmp_path, "val1")
+    again.note(b"\3" * 32, "digits", 2, "phone1")
+    lines = path.read_text().splitlines()
+    assert len(lines) == 2 and lines[1] == "03" * 32 + " digits 2 phone1"
+
+
+def test_seen_uploads_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seen, "ENTRIES_MAX", 3)
+    one = SeenUploads(tmp_path, "val1")
+    for number in range(20):
+        one.note(bytes([number]) * 32, "digits", 1, "phone1")
+        assert len((tmp_path / "seen-val1.txt").read_text().splitlines()) <= 6
+    again = SeenUploads(tmp_path, "val1")
+    assert [again.earlier(bytes([n]) * 32) is not None for n in (16, 17, 18, 19)] == [
+        False,
+        True,
+        True,
+        True,
+    ]
+
+
+def test_a_state_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="state directory"):
+        SeenUploads(tmp_path / "file" / "below", "val1")
+
+
+# ---- the log ------------------------------------------------------------------------------------
+
+
+@given(st.text())
+def test_a_value_cannot_begin_another_line_or_field(text: str) -> None:
+    shown = _shown(text)
+    assert len(shown.splitlines()) == 1
+    assert len(shown) <= 6 * REASON_CHARS_MAX + 2
+    if not shown.startswith('"'):
+        assert " " not in shown and "=" not in shown and shown == text
+
+
+# ---- the command line ---------------------------------------------------------------------------
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    cli.add_commands(parser.add_subparsers())
+    return parser.parse_args(["validator", *arguments])
+
+
+def test_check_describes_an_envelope(
+    paillier: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    good.write_bytes(paillier.blob())
+    bad.write_bytes(b"hello")
+    args = parse("check", str(good), "--json")
+    assert args.func(args) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["verdict"] == "well_formed"
+    assert found["cid"] == cid_v0(good.read_bytes())
+    assert (found["kind"], found["sender"], found["version"]) == ("update", "phone1", 3)
+    assert found["readers"] == ["val1", "val2"]
+    args = parse("check", str(good), str(bad), str(tmp_path / "none"), "--json")
+    assert args.func(args) == 1
+    documents: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    assert [one["verdict"] for one in documents] == ["well_formed", "malformed", "unavailable"]
+    assert documents[1]["reason"] == "expected at least 112 bytes, got 5"
+    assert documents[1]["cid"] == cid_v0(b"hello")
+    args = parse("check", str(good))
+    assert args.func(args) == 0
+    assert "sender:        phone1\n" in capsys.readouterr().out
+
+
+WHERE = ("--account", "v", "--key-file", "k", "--chain", "c", "--store", "s")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("run", "--account", "val1"),
+        ("run", *WHERE),
+        ("run", *WHERE, "--task", "t", "--all-tasks"),
+        ("check",),
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit) as found:
+        parse(*arguments)
+    assert found.value.code == 2
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("run", "--help")
+    text = capsys.readouterr().out
+    for word in ("--all-tasks", "event=refused", "error_mismatch", "SIGTERM", "gradledger owner"):
+        assert word in text

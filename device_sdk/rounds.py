@@ -39,7 +39,7 @@ UPLOAD_TRIES_MAX = 3
 RETRY_SEC = 0.5
 
 
-@dataclass
+@dataclass(eq=False)
 class Update:
     """What a training gave, on its way to the owner.
 
@@ -218,7 +218,7 @@ class Round:
             Node or store do not answer; try again.
         """
         if update._blob is None:
-            update._blob = self._seal(update)
+            update._blob = self.seal(update)
         device = self._device
         digest = hashlib.sha256(update._blob).digest()
         action = device.contract.fedlearning(
@@ -248,8 +248,14 @@ class Round:
                 time.sleep(RETRY_SEC)
         return receipt
 
-    def _seal(self, update: Update) -> bytes:
-        """Clip, quantise, encrypt and seal an update to those who may read it."""
+    def seal(self, update: Update) -> bytes:
+        """Clip, quantise, encrypt and seal an update to those who may read it.
+
+        Returns
+        -------
+        bytes
+            The envelope that `upload` stores and records; for devices that do this themselves.
+        """
         device, terms = self._device, self._task.terms
         codec = cards.task_codec(self._task)
         codes = codec.quantise(update.delta)

@@ -1,0 +1,98 @@
+# `make demo` and `make test` do their own set-up. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PIP_INTEROP := .venv-interop/bin/python -m pip --disable-pip-version-check
+# Everything is hash-checked. Two packages exist as source only; they are built with the locked
+# setuptools, so that a build fetches nothing either.
+INSTALL := install --quiet --require-hashes --only-binary :all:
+FROM_SOURCE := --no-build-isolation --no-binary python-baseconv,varint
+OUT ?= out/demo
+WORKERS ?= 2
+
+READY := $(VENV)/.ready
+READY_INTEROP := .venv-interop/.ready
+READY_TORCH := .venv-torch/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-interop setup-torch demo test test-torch lint types format contracts \
+  check-contracts bench lock clean
+
+help: ## say what can be made
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+setup: $(READY) ## make .venv with everything locked (PYTHON=python3.12 chooses the interpreter)
+
+$(READY): requirements/build.lock requirements/dev.lock setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "gradledger needs Python 3.10 or later: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing what requirements/dev.lock pins into $(VENV)"
+	@$(PIP) $(INSTALL) -r requirements/build.lock
+	@$(PIP) $(INSTALL) $(FROM_SOURCE) -r requirements/dev.lock
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable . >$(VENV)/setup.log 2>&1 || \
+	  { cat $(VENV)/setup.log >&2; exit 1; }
+	@touch $@
+
+setup-interop: $(READY_INTEROP) ## make .venv-interop with pyntelope and eospy
+
+$(READY_INTEROP): requirements/build.lock requirements/interop.lock
+	@test -x .venv-interop/bin/python || $(PYTHON) -m venv .venv-interop
+	@$(PIP_INTEROP) $(INSTALL) -r requirements/build.lock
+	@$(PIP_INTEROP) $(INSTALL) --no-build-isolation --no-binary libeospy -r requirements/interop.lock
+	@touch $@
+
+setup-torch: $(READY_TORCH) ## make .venv-torch: PyTorch on top of .venv
+
+$(READY_TORCH): $(READY)
+	@test -x .venv-torch/bin/python || $(BIN)/python -m venv .venv-torch
+	@.venv-torch/bin/python -c "import pathlib, sysconfig; \
+	  here = pathlib.Path(sysconfig.get_path('purelib')); \
+	  base = pathlib.Path('$(VENV)').resolve() / here.relative_to(here.parents[2]); \
+	  (here / 'base.pth').write_text(f'import site; site.addsitedir({str(base)!r})\n')"
+	@.venv-torch/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0
+	@touch $@
+
+demo: setup ## ten devices, fifteen rounds, four validators, on real parts (OUT=DIR)
+	@$(BIN)/gradledger demo --out $(OUT)
+
+test: setup setup-interop ## all tests, on a real node and a real Kubo (WORKERS=N, ARGS=...)
+	@$(BIN)/gradledger parts fetch >/dev/null
+	@$(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
+
+test-torch: setup-torch ## the tests that need PyTorch
+	@$(BIN)/gradledger parts fetch >/dev/null
+	@.venv-torch/bin/python -m pytest -q -k torch tests/device tests/demo $(ARGS)
+
+lint: setup ## ruff: format and rules
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+
+types: setup ## mypy
+	@$(BIN)/mypy
+
+format: setup ## let ruff format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+contracts: setup ## compile the contracts into eosio_contracts/artifacts, byte for byte
+	@$(BIN)/gradledger parts fetch --contracts >/dev/null
+	@$(BIN)/python eosio_contracts/build.py
+
+check-contracts: setup ## fail unless the contracts compile to the committed bytes
+	@$(BIN)/gradledger parts fetch --contracts >/dev/null
+	@$(BIN)/python eosio_contracts/build.py --check
+
+bench: setup ## measure; the benches say what they measured
+	@set -e; for one in bench/*.py; do $(BIN)/python $$one; done
+
+lock: setup ## resolve requirements/*.in anew (needs uv)
+	@set -e; for one in build dev interop; do \
+	  uv pip compile --quiet --universal --generate-hashes --python-version 3.10 --no-header \
+	    --no-emit-index-url --no-emit-find-links --upgrade \
+	    --output-file requirements/$$one.lock requirements/$$one.in; done
+
+clean: ## remove what setup and the tools made
+	@rm -rf $(VENV) .venv-interop .venv-torch build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -34,6 +34,7 @@ from gradledger.errors import (
     EnvelopeError,
     KeyMismatchError,
     ModelError,
+    NodeUnavailableError,
     NotAllowedError,
     NotAReaderError,
     RoundClosedError,
@@ -275,27 +276,27 @@ class Device:
         EnvelopeError, ModelError
             The model or the validation set is not what the chain names.
         ChainError, StoreError
-            Node or store do not answer.
+            Node or store did not answer up to the end, or nonsense.
         """
         end = time.monotonic() + wait_sec
         missing = "no round is open yet"
         looked_at = 0
         while True:
-            task = self.contract.task(self.task)
             late: Exception | None = None
-            if task.version > max(after, self._uploaded):
-                looked_at = task.version
-                row = self._open_round(task)
-                try:
+            try:
+                task = self.contract.task(self.task)
+                if task.version > max(after, self._uploaded):
+                    looked_at = task.version
+                    row = self._open_round(task)
                     if isinstance(row, RoundRow):
                         return self._fetch_round(task, row)
                     missing = row
-                except _NotForUsError as error:
-                    missing, after = str(error), task.version
-                except (BlobMissingError, StoreUnavailableError) as error:
-                    late = error
-            elif task.version > looked_at:
-                missing = f"round {task.version} is the newest; a later one is wanted"
+                elif task.version > looked_at:
+                    missing = f"round {task.version} is the newest; a later one is wanted"
+            except _NotForUsError as error:
+                missing, after = str(error), looked_at
+            except (NodeUnavailableError, BlobMissingError, StoreUnavailableError) as error:
+                late = error
             if time.monotonic() >= end:
                 if late is not None:
                     raise late

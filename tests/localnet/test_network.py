@@ -141,6 +141,24 @@ def test_busy_ports_are_stepped_over(tmp_path: Path) -> None:
             network.down(wipe=True)
 
 
+def test_four_producers_take_turns(make_network: Callable[[], Network]) -> None:
+    network = make_network()
+    info = network.up(producers=4, validators=0)
+    assert info.producers == ("producer1", "producer2", "producer3", "producer4")
+    assert len(set(info.chain_urls)) == 4
+    head = network.status()["head_block"]
+    for url in info.chain_urls:  # each node knows the schedule, and follows the others
+        node = ChainClient(url)
+        schedule = node.call("/v1/chain/get_producer_schedule", {})["active"]["producers"]
+        assert [one["producer_name"] for one in schedule] == list(info.producers)
+        node.wait_until(
+            lambda node=node: node.get_info().head_block > head, timeout_sec=30, what="a block"
+        )
+    kill(network, "node3")
+    assert network.up() == info
+    assert network.status()["state"] == "up"
+
+
 def test_the_number_of_producers_is_fixed(localnet: Network) -> None:
     with pytest.raises(ConfigError, match="has 1 producers, not 3: take it away first"):
         localnet.up(producers=3)

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gradledger.errors import ConfigError
+
 HOME_DEFAULT = ".gradledger"
 
 _UP = """\
@@ -123,8 +125,13 @@ def _show(document: dict[str, Any], *, as_json: bool) -> None:
     if document["state"] == "none":
         print(f"no network in {document['home']}: start one with gradledger up")
         return
-    from rich.console import Console
-    from rich.table import Table
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        raise ConfigError(
+            "tables need rich: pip install 'gradledger[cli]', or add --json"
+        ) from None
 
     table = Table(title=f"{document['home']}: {document['state']}")
     for column in ("process", "state", "pid", "listens on"):

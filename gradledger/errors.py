@@ -144,6 +144,7 @@ _CODES: dict[type[ContractError], tuple[str, ...]] = {
         "already_member",
         "second_upload",
         "already_attested",
+        "already_uploaded",
         "already_decided",
     ),
     NotAllowedError: (

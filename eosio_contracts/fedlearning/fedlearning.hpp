@@ -265,7 +265,8 @@ public:
    /// @auth the task's owner, or the account itself
    void remove(name task, name account);
 
-   /// Record the validation set issued to a device for round `version` (the next or the open one).
+   /// Record the validation set issued to a device for round `version`: the open one, as long as the
+   /// device has not uploaded, or the next one, when the round before it is settled.
    /// @auth the task's owner
    void issueset(name task, name device, uint32_t version, view<char> cid, view<char> hash);
 

@@ -114,17 +114,23 @@ void fedlearning::remove(name id, name account) {
 void fedlearning::issueset(name id, name device, uint32_t version, view<char> cid, view<char> hash) {
    const auto task = get_task(get_self(), id);
    require_auth(task.row.owner.value);
+   // A set belongs to the round that is open or, between rounds, to the next one: the sealed mode's
+   // validators measure on it, so that no other may take its place before they have.
+   round_row  round;
+   const bool is_unsettled = load_unsettled(get_self(), task.row, round);
    if (version != task.row.version + 1) {
       check_version(task.row, version);
-      round_row round;
-      round.load(get_self(), id, version);
-      if (round.head().state != round_open) fail_state("round_not_open", "open", round.head());
+      if (!is_unsettled || round.head().state != round_open) fail_state("round_not_open", "open", round.head());
+   } else if (is_unsettled) {
+      fail_state("round_open", "settled", round.head());
    }
    stored<member> member;
    if (!member.find(get_self(), id.value, members_name, device.value))
       fail("not_a_member: ", device, " is no member of task ", id);
    if (member.row.role != role_device) fail("wrong_role: expected a device, ", device, " is a validator");
    if (!member.row.joined) fail("not_joined: ", device, " has not joined task ", id);
+   if (member.row.upload_version == version)
+      fail("already_uploaded: expected no upload of ", device, " for version ", version, " yet");
    member.row.set_version = version;
    member.row.set_cid = get_cid_digest("cid", cid);
    member.row.set_hash = get_hash("hash", hash);

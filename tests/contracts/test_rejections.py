@@ -922,6 +922,18 @@ ROWS = [
                 "future_version: got version 3, the current version is 1",
             ),
             ("closed", summed, {}, "round_not_open: expected round 1 to be open, it is summed"),
+            (
+                "uploaded",
+                uploaded,
+                {},
+                "already_uploaded: expected no upload of {d0} for version 1 yet",
+            ),
+            (
+                "next",
+                opened,
+                {"version": 2},
+                "round_open: expected round 1 to be settled, it is open",
+            ),
             ("cid", created, {"cid": "x"}, no_cid("cid", 1)),
             ("hash", created, {"hash": "00"}, "short_hash: hash: expected 32 bytes, got 1"),
         ]

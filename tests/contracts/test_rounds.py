@@ -408,6 +408,9 @@ def test_a_validation_set_is_recorded_for_the_next_or_the_open_round(world: Worl
     assert row["set_hash"] == digest("a", "hash")
     scene.do(scene.open())
     assert issue(1, "b")["set_cid"] == cid_to_digest(cid("b")).hex()
+    scene.do(*[scene.upload(d) for d in scene.devices])
+    scene.do(*[scene.verdict(v, scene.devices) for v in scene.quorum()])
+    scene.do(scene.close(), *[scene.vote_sum(v) for v in scene.quorum()], scene.settle())
     assert issue(2, "c")["set_version"] == 2
 
 

@@ -56,7 +56,7 @@ def add_commands(subparsers: Any) -> None:
         type=int,
         default=3072,
         metavar="N",
-        help="the owner's Paillier key (default 3072; less is for a quick look only)",
+        help="the owner's Paillier key (default 3072; 2048 is for a quick look only)",
     )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON document; progress goes to stderr"
@@ -82,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
         framework=args.framework,
         key_bits=args.key_bits,
     )
+    if options.out is not None:
+        reports.make_folder(options.out)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # network and workers end with us
     with make_view(sys.stderr if args.json else sys.stdout) as view:
         report = run_demo(options, view)

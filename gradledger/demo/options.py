@@ -11,7 +11,7 @@ from gradledger.errors import ConfigError
 DEVICES_MIN = 4
 DEVICES_MAX = 100
 ROUNDS_MAX = 200
-KEY_BITS_MIN = 1024
+KEY_BITS_MIN = 2048
 KEY_BITS_MAX = 8192
 KEY_BITS = 3072
 

@@ -65,13 +65,27 @@ def write(report: Mapping[str, Any], directory: Path) -> list[Path]:
         PAY_PNG: pay,
         REPORT_HTML: page(report, accuracy, pay).encode(),
     }
+    make_folder(directory)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             (directory / name).write_bytes(content)
     except OSError as exc:
         raise ConfigError(f"--out: cannot write into {directory}: {exc}") from exc
     return [directory / name for name in files]
+
+
+def make_folder(directory: Path) -> None:
+    """Make the folder of the report; called before the rounds, so that a typo costs no minutes.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(f"--out: cannot write into {directory}: {exc}") from exc
 
 
 def dumps(report: Mapping[str, Any]) -> str:

@@ -55,7 +55,7 @@ class BarView(View):
         from rich.progress import TimeElapsedColumn as Elapsed
 
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
+            TextColumn("{task.description:<34}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             Elapsed(),

@@ -20,8 +20,8 @@ from gradledger.errors import ConfigError
         ({"rounds": 0}, "--rounds: expected 1 to 200, got 0"),
         ({"rounds": 201}, "--rounds: expected 1 to 200, got 201"),
         ({"seed": -1}, "--seed: expected 0 to 4294967295, got -1"),
-        ({"key_bits": 512}, "--key-bits: expected 1024 to 8192, got 512"),
-        ({"key_bits": 2049}, "--key-bits: expected a multiple of 64, got 2049"),
+        ({"key_bits": 512}, "--key-bits: expected 2048 to 8192, got 512"),
+        ({"key_bits": 2050}, "--key-bits: expected a multiple of 64, got 2050"),
         ({"mode": "open"}, "--mode: expected paillier or sealed, got open"),
         ({"framework": "jax"}, "--framework: expected sklearn or torch, got jax"),
     ],
@@ -33,7 +33,14 @@ def test_refused_options(bad: dict[str, Any], message: str) -> None:
 
 
 def test_both_sides_of_each_bound() -> None:
-    for good in ({"devices": 4}, {"devices": 100}, {"rounds": 1}, {"rounds": 200}, {"seed": 0}):
+    for good in (
+        {"devices": 4},
+        {"devices": 100},
+        {"rounds": 1},
+        {"rounds": 200},
+        {"seed": 0},
+        {"key_bits": 2048},
+    ):
         DemoOptions(**good)
 
 

@@ -24,9 +24,17 @@ RUN_SEC_MAX = 240
 
 
 def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=RUN_SEC_MAX, check=False
-    )
+    """Run the command; one that hangs is interrupted, so that it takes its network down."""
+    with subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=RUN_SEC_MAX)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+            pytest.fail(f"not done after {RUN_SEC_MAX} s: {err}")
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def processes_of(home: Path) -> list[str]:
@@ -209,6 +217,7 @@ def test_stopping_it_leaves_nothing_running(tmp_path: Path, number: signal.Signa
         (("--rounds", "0"), 1, "--rounds: expected 1 to 200, got 0"),
         (("--devices", "3"), 1, "--devices: expected 4 to 100, got 3"),
         (("--data", "/nowhere"), 1, "--data: expected a directory with the four IDX files"),
+        (("--out", "/dev/null/out"), 1, "--out: cannot write into /dev/null/out"),
         (("--mode", "open"), 2, "invalid choice: 'open'"),
         (("--devices", "many"), 2, "invalid int value: 'many'"),
     ],

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from bench.machine import machine
 from gradledger.chain.abi import Abi
 from gradledger.chain.client import ChainClient
 from gradledger.chain.keys import PrivateKey
@@ -275,7 +275,8 @@ def measure(samples: int, say: Callable[[str], None]) -> dict[str, Any]:
         ),
         "ram_bytes_open_per_upload": round(bench.ram_open / uploads, 1),
         "ram_bytes_settled_per_round": bench.ram_settled,
-        "machine": f"{platform.machine()}, {platform.system()}",
+        "command": "python -m bench.contract",
+        "machine": machine(),
         "chain": server,
     }
 

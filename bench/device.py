@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import re
 import statistics
 import subprocess
@@ -27,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[1]
 IMPORTS = 7
 EXAMPLES = 600
 DEVICE = "phone"
@@ -67,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(bits: int, layers: Sequence[int]) -> dict[str, Any]:
     """Bring a network up, let a device take part in one round, and return the figures."""
+    from bench.machine import machine  # not before: the uploading process imports this module too
     from gradledger.localnet.network import Network
 
     times = [import_ms() for _ in range(IMPORTS)]
@@ -75,16 +76,18 @@ def measure(bits: int, layers: Sequence[int]) -> dict[str, Any]:
         try:
             info = network.up(validators=0)
             open_round(network, bits, layers)
-            command = [sys.executable, __file__, "upload", "--account", DEVICE, "--task", TASK]
+            command = [sys.executable, "-m", "bench.device", "upload"]
+            command += ["--account", DEVICE, "--task", TASK]
             command += ["--key-file", network.info().accounts[DEVICE]]
             command += ["--chain", info.chain_url, "--store", info.store_addr]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
             if done.returncode:
                 raise SystemExit(f"the device failed:\n{done.stderr}")
         finally:
             network.down(wipe=True)
     return {
-        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        "command": "python -m bench.device",
+        "machine": machine(),
         "import_ms": {"least": round(min(times), 1), "median": round(statistics.median(times), 1)},
         "import_budget_ms": IMPORT_BUDGET_MS,
         "key_bits": bits,

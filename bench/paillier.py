@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +26,7 @@ import numpy as np
 import phe
 from numpy.typing import NDArray
 
+from bench.machine import machine
 from gradledger.codec import Codec
 from owner.paillier_key import PaillierPrivateKey
 
@@ -64,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     about = {
         "seed": options.seed,
         "command": " ".join(["python -m bench.paillier", *(arguments or sys.argv[1:])]),
-        "machine": _machine(),
+        "machine": machine(),
     }
     rows = []
     for bits in options.bits:
@@ -264,26 +263,6 @@ def _timed(work: Callable[[Any], Any], inputs: Sequence[Any]) -> tuple[list[Any]
         results.append(work(value))
         seconds.append(time.perf_counter() - started)
     return results, seconds
-
-
-def _machine() -> dict[str, Any]:
-    """The processor and the versions that the figures depend on."""
-    model = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
-    return {
-        "cpu": model,
-        "cpus": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "gmp": gmpy2.mp_version(),
-        "load_1min": round(os.getloadavg()[0], 2),
-    }
 
 
 def _line(row: dict[str, Any]) -> str:

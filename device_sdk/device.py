@@ -107,7 +107,9 @@ class Terms:
     tau_e6: int | None
 
     def __str__(self) -> str:
-        seen = "nobody but you" if self.mode is Mode.PAILLIER else "the owner and the validators"
+        seen = "the owner and the validators"
+        if self.mode is Mode.PAILLIER:
+            seen = "nobody but you, unless the owner and a validator collude"
         judges = "active producers among " if self.producers_only else ""
         judges += ", ".join(self.validators) or "nobody yet"
         lines = [

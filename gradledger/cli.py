@@ -27,7 +27,7 @@ start here:
 
 # Module of each command. It is imported only when one of its commands is called, or for --help.
 _GROUPS = {
-    "gradledger.localnet.cli": ("up", "down", "status", "parts"),
+    "gradledger.localnet.cli": ("up", "down", "status", "accounts", "parts"),
     "owner.cli": ("owner",),
     "producer_validation.cli": ("validator",),
     "gradledger.demo.cli": ("demo",),

@@ -256,6 +256,7 @@ def _say(args: argparse.Namespace, text: str, **facts: Any) -> None:
 def _key(args: argparse.Namespace) -> None:
     from owner.paillier_key import PaillierPrivateKey
 
+    args.out.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = PaillierPrivateKey.generate(args.bits)
     key.save(args.out)
     print(f"{args.out}: Paillier key of {key.public.bits} bits, {key.public.key_hash.hex()}")

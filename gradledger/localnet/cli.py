@@ -1,4 +1,4 @@
-"""Commands of the local network: ``up``, ``down``, ``status``, ``parts``."""
+"""Commands of the local network: ``up``, ``down``, ``status``, ``accounts``, ``parts``."""
 
 from __future__ import annotations
 
@@ -51,6 +51,19 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     status.add_argument("--json", action="store_true", help="print one JSON document")
     status.set_defaults(func=_status)
 
+    accounts = subparsers.add_parser(
+        "accounts",
+        help="make accounts on the local network, for devices of your own",
+        description="Make accounts on a running local network; their key files, mode 0600, go to "
+        "HOME/keys. Without names: list the accounts that there are.",
+        epilog="example:\n  gradledger accounts phone1 phone2 phone3",
+        formatter_class=raw,
+    )
+    _add_home(accounts)
+    accounts.add_argument("name", nargs="*", metavar="NAME", help="1 to 12 of a-z, 1-5 and dots")
+    accounts.add_argument("--json", action="store_true", help="print one JSON document")
+    accounts.set_defaults(func=_accounts)
+
     binaries = subparsers.add_parser("parts", help="the binaries: node, Kubo, contract compiler")
     actions = binaries.add_subparsers(metavar="ACTION", required=True)
     fetch = actions.add_parser("fetch", help="fetch and unpack them, hash-checked")
@@ -101,6 +114,22 @@ def _status(args: argparse.Namespace) -> int:
     document = Network(args.home).status()
     _show(document, as_json=args.json)
     return 0 if document["state"] == "up" else 1
+
+
+def _accounts(args: argparse.Namespace) -> int:
+    from gradledger.localnet.network import Network
+
+    network = Network.load(args.home)
+    if args.name:
+        network.create_accounts(args.name)
+    files = network.info().accounts
+    shown = {name: files[name] for name in args.name or sorted(files)}
+    if args.json:
+        print(json.dumps(shown, indent=2))
+    else:
+        for name, path in shown.items():
+            print(f"{name:<13} {path}")
+    return 0
 
 
 def _parts_fetch(args: argparse.Namespace) -> int:

@@ -51,7 +51,7 @@ def test_encrypting_and_uploading_101770_parameters_stays_under_120_mb(scene: Ma
     )
     s.device().join(classes=range(10))
     s.publish(1)
-    with run("bench/device.py", "upload", *arguments(s)) as process:
+    with run("-m", "bench.device", "upload", *arguments(s)) as process:
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     figures = json.loads(out)

@@ -279,3 +279,20 @@ def test_command_line(
     assert capsys.readouterr().err == "gradledger: producers: expected 1..21, got 0\n"
     with pytest.raises(SystemExit, match="2"):
         main(["up", "--no-such-option"])
+
+
+def test_accounts_are_made_and_listed(
+    localnet: Network, new_name: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, home = new_name("phone"), str(localnet.home)
+    assert main(["accounts", name, "--home", home]) == 0
+    path = Path(capsys.readouterr().out.split()[1])
+    assert path == localnet.home / "keys" / f"{name}.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert localnet.client.has_account(name)
+    assert main(["accounts", "--home", home]) == 0
+    assert name in capsys.readouterr().out
+    assert main(["accounts", name, "--home", home]) == 1
+    assert capsys.readouterr().err == f"gradledger: the account {name} exists already\n"
+    assert main(["accounts", "PHONE", "--home", home]) == 1
+    assert "expected an account name of a-z, 1-5 and dots" in capsys.readouterr().err

@@ -180,9 +180,14 @@ class Receipt:
         device = self._device
         before = device.chain.get_info()
         row = device.contract.member(device.task, device.account)
-        if not self._scan(before, end):
-            return None, f"block {self._following} of {before.irreversible_block} is being read"
         ours = row is not None and self._is_ours(row)
+        if ours and row is not None and row.upload_state is UploadState.PENDING:
+            said = sum(map(bool, row.verdicts))
+            state = f"{said} verdicts so far, {self._quorum} equal ones decide"
+        else:
+            state = "decided, not yet irreversible" if ours else "it is not on chain yet"
+        if not self._scan(before, end):
+            return None, state
         if self._quorum_at is not None:
             code, trx, block = self._quorum_at
             pushed = any(at <= block for _, at in self._pushes)
@@ -194,14 +199,11 @@ class Receipt:
         if not ours:
             if time.monotonic() - self._sent_at >= RESEND_SEC:
                 self.send()
-            return None, "it is not on chain yet"
-        if row.upload_state is UploadState.PENDING:
+        elif row.upload_state is UploadState.PENDING:
             self._pending_at = before.head_block
-            said = sum(map(bool, row.verdicts))
-            return None, f"{said} verdicts so far, {self._quorum} equal ones decide"
-        if row.upload_reason in (VerdictCode.SILENCE, VerdictCode.UNDELIVERED):
+        elif row.upload_reason in (VerdictCode.SILENCE, VerdictCode.UNDELIVERED):
             return self._pushed(row, before.irreversible_block), "decided by a push, not yet final"
-        return None, "decided, not yet irreversible"
+        return None, state
 
     def _pushed(self, row: Member, irreversible: int) -> Paid | Refused | None:
         """Return the outcome of a decision by `push`, once such a push is final."""

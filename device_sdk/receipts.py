@@ -38,6 +38,8 @@ REASONS = {
     VerdictCode.UNDELIVERED: "nobody pushed the payment before the last deadline",
 }
 
+_BY_PUSH = (VerdictCode.SILENCE, VerdictCode.UNDELIVERED)
+
 
 @dataclass(frozen=True, repr=False)
 class Paid:
@@ -182,8 +184,11 @@ class Receipt:
         row = device.contract.member(device.task, device.account)
         ours = row is not None and self._is_ours(row)
         if ours and row is not None and row.upload_state is UploadState.PENDING:
+            self._pending_at = before.head_block
             said = sum(map(bool, row.verdicts))
             state = f"{said} verdicts so far, {self._quorum} equal ones decide"
+        elif ours and row is not None and row.upload_reason in _BY_PUSH:
+            state = "decided by a push, not yet final"
         else:
             state = "decided, not yet irreversible" if ours else "it is not on chain yet"
         if not self._scan(before, end):
@@ -199,10 +204,8 @@ class Receipt:
         if not ours:
             if time.monotonic() - self._sent_at >= RESEND_SEC:
                 self.send()
-        elif row.upload_state is UploadState.PENDING:
-            self._pending_at = before.head_block
-        elif row.upload_reason in (VerdictCode.SILENCE, VerdictCode.UNDELIVERED):
-            return self._pushed(row, before.irreversible_block), "decided by a push, not yet final"
+        elif row.upload_reason in _BY_PUSH:
+            return self._pushed(row, before.irreversible_block), state
         return None, state
 
     def _pushed(self, row: Member, irreversible: int) -> Paid | Refused | None:

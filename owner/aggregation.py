@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,8 @@ class Expected:
 
 
 def _show(value: object) -> str:
+    if isinstance(value, IntEnum):
+        return value.name.lower()
     return value.hex() if isinstance(value, bytes) else str(value)
 
 

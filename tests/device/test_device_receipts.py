@@ -95,7 +95,7 @@ def chain(monkeypatch: pytest.MonkeyPatch) -> Chain:
 
 def waits(receipt: Receipt, message: str) -> None:
     with pytest.raises(IrreversibilityTimeout, match=message):
-        receipt.wait(timeout_sec=0.1)
+        receipt.wait(timeout_sec=0.3)
 
 
 def test_the_verdict_that_completes_the_quorum_pays(chain: Chain) -> None:
@@ -235,7 +235,7 @@ def test_a_node_that_is_away_meanwhile(chain: Chain, monkeypatch: pytest.MonkeyP
     assert receipt.wait(timeout_sec=1) == Paid(AMOUNT, "vc", 4)
     failures += [NodeUnavailableError("away")] * 1000
     with pytest.raises(NodeUnavailableError):
-        receipt.wait(timeout_sec=0.1)
+        receipt.wait(timeout_sec=0.3)
 
 
 def test_an_upload_that_vanished_is_sent_again_once_in_a_while(
@@ -245,6 +245,6 @@ def test_an_upload_that_vanished_is_sent_again_once_in_a_while(
     chain.row.upload_version = 2
     waits(receipt, "it is not on chain yet")
     assert chain.sent == 1
-    monkeypatch.setattr("device_sdk.receipts.RESEND_SEC", 0.05)
+    monkeypatch.setattr("device_sdk.receipts.RESEND_SEC", 0.1)
     waits(receipt, "it is not on chain yet")
-    assert 2 <= chain.sent <= 4
+    assert 2 <= chain.sent <= 6

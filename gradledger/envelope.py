@@ -238,6 +238,21 @@ def public_key_of(secret: bytes) -> bytes:
     return bindings.crypto_scalarmult_base(secret)
 
 
+def can_seal_to(public_key: bytes) -> bool:
+    """Return whether something can be sealed to this X25519 public key.
+
+    A member may have given any 32 bytes on chain; one bad key must not stop the other readers.
+    """
+    from nacl import bindings
+    from nacl.exceptions import CryptoError
+
+    try:
+        bindings.crypto_box_seal(b"", bytes(public_key))
+    except (CryptoError, TypeError, ValueError):
+        return False
+    return True
+
+
 def plain(header: Header, payload: bytes) -> bytes:
     """Return an envelope in the clear.
 

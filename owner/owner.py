@@ -398,7 +398,7 @@ class Owner:
             if draw is None:
                 draw = generator_for(seed or 0, version, name_to_int(member.account))
             points = None
-            if _is_usable(member.enc_key):
+            if envelope.can_seal_to(member.enc_key):
                 try:
                     points = data.sample(member.classes, per_class, draw)
                 except ConfigError as exc:
@@ -823,23 +823,11 @@ def _readers(members: Iterable[Member]) -> dict[str, bytes]:
     for member in members:
         if not member.joined:
             continue
-        if _is_usable(member.enc_key):
+        if envelope.can_seal_to(member.enc_key):
             readers[member.account] = bytes(member.enc_key)
         else:
             log.warning("%s: its encryption key is none; it can read nothing", member.account)
     return readers
-
-
-def _is_usable(public_key: bytes) -> bool:
-    """Whether something can be sealed to these 32 bytes; a member may have given any."""
-    from nacl import bindings
-    from nacl.exceptions import CryptoError
-
-    try:
-        bindings.crypto_box_seal(b"", bytes(public_key))
-    except (CryptoError, TypeError, ValueError):
-        return False
-    return True
 
 
 def _sum_copies(found: Round) -> list[tuple[str, str]]:

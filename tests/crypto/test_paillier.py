@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gradledger import paillier
 from gradledger.codec import Codec
 from gradledger.errors import CodecError, ConfigError, PaillierError
-from gradledger.paillier import PaillierPublicKey
+from gradledger.paillier import PaillierPublicKey, encrypting
 from owner.paillier_key import PaillierPrivateKey
 
 VECTOR = json.loads((Path(__file__).parents[1] / "vectors" / "paillier.json").read_text())
@@ -49,7 +49,7 @@ def join(numbers, width=WIDTH):
 # ---- known answers --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("comb", [paillier._COMB_SMALL, paillier._COMB_LARGE, (1, 1), (3, 5)])
+@pytest.mark.parametrize("comb", [encrypting.COMB_SMALL, encrypting.COMB_LARGE, (1, 1), (3, 5)])
 def test_known_answer(comb):
     codes = (np.arange(200) * 331 % 65536).astype(np.uint16)
     unit = int.from_bytes(hashlib.shake_128(b"unit").digest(250), "big")
@@ -60,7 +60,7 @@ def test_known_answer(comb):
         asked.append(count)
         return stream
 
-    payload = paillier._Encryptor(N, unit, *comb).encrypt(codes, CODEC, fixed)
+    payload = encrypting.Encryptor(N, unit, *comb).encrypt(codes, CODEC, fixed)
     assert payload.hex() == VECTOR["ciphertexts"]
     assert asked == [len(stream)]
     # And by the formula of the protocol, in plain integers.
@@ -142,18 +142,18 @@ def test_many_ciphertexts_use_the_large_comb():
     codec = Codec(1_000_000, 26, 9 * 300)
     codes = codes_of(5, codec)
     payload = SMALL.public.encrypt(codes, codec)
-    assert (SMALL.public.n, paillier._COMB_LARGE) in paillier._ENCRYPTORS._entries
+    assert (SMALL.public.n, encrypting.COMB_LARGE) in encrypting.ENCRYPTORS._entries
     assert (SMALL.decrypt_sums(payload, codec, 1) == codes).all()
 
 
 def test_encryptors_are_kept_and_bounded():
-    cache = paillier._EncryptorCache()
+    cache = encrypting.EncryptorCache()
     keys = [PaillierPrivateKey.generate(64, allow_insecure_size_for_tests=True) for _ in range(4)]
     first = cache.get(keys[0].public.n, (2, 2))
     assert cache.get(keys[0].public.n, (2, 2)) is first
     for key in keys:
         cache.get(key.public.n, (2, 2))
-    assert len(cache._entries) == paillier.ENCRYPTORS_MAX
+    assert len(cache._entries) == encrypting.ENCRYPTORS_MAX
     assert cache.get(keys[0].public.n, (2, 2)) is not first
 
 

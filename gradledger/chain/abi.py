@@ -46,11 +46,14 @@ def parse_time(text: str) -> int:
     return int(moment.replace(tzinfo=timezone.utc).timestamp())
 
 
-class _Reader:
+class Reader:
+    """Bytes that are read from the front. Every method raises ConfigError where they end."""
+
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
 
     def take(self, count: int) -> bytes:
+        """Return the next `count` bytes."""
         if count > len(self.data) - self.at:
             raise ConfigError(
                 f"expected {count} bytes at offset {self.at}, {len(self.data) - self.at} are left"
@@ -60,6 +63,7 @@ class _Reader:
         return piece
 
     def varuint32(self) -> int:
+        """Return the next integer, in 7-bit groups, the lowest first."""
         value = 0
         for shift in range(0, 35, 7):
             byte = self.take(1)[0]
@@ -71,6 +75,7 @@ class _Reader:
         raise ConfigError("expected a length of at most 32 bits")
 
     def count(self) -> int:
+        """Return the next integer as the length of what follows; at most `ITEMS_MAX`."""
         value = self.varuint32()
         if value > ITEMS_MAX:
             raise ConfigError(f"expected at most {ITEMS_MAX} items, got {value}")
@@ -141,7 +146,7 @@ class Abi:
         Raises ConfigError and nothing else, whatever the bytes.
         """
         self._check_known(kind)
-        reader = _Reader(bytes(data))
+        reader = Reader(bytes(data))
         value = self._unpack(kind, reader, 0)
         if reader.at != len(reader.data):
             raise ConfigError(f"expected {reader.at} bytes of {kind}, got {len(reader.data)}")
@@ -188,7 +193,7 @@ class Abi:
             except (ConfigError, ValueError, TypeError, OverflowError, struct.error) as error:
                 raise ConfigError(f"expected {kind} for {where}: {error}") from None
 
-    def _unpack(self, kind: str, reader: _Reader, depth: int) -> Any:
+    def _unpack(self, kind: str, reader: Reader, depth: int) -> Any:
         if depth > _DEPTH_MAX:
             raise ConfigError(f"expected types nested at most {_DEPTH_MAX} deep")
         kind = self._aliases.get(kind, kind)
@@ -250,7 +255,7 @@ def _pack_builtin(kind: str, value: Any) -> bytes:
     return struct.pack(_FLOATS[kind], value)
 
 
-def _unpack_builtin(kind: str, reader: _Reader) -> Any:
+def _unpack_builtin(kind: str, reader: Reader) -> Any:
     if kind in _INTEGERS:
         bits, signed = _INTEGERS[kind]
         return int.from_bytes(reader.take(bits // 8), "little", signed=signed)

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradledger.chain.abi import pack_varuint32
+from gradledger.chain.abi import Reader, pack_varuint32
 from gradledger.chain.keys import PrivateKey
-from gradledger.chain.names import name_to_int
+from gradledger.chain.names import int_to_name, name_to_int
 from gradledger.errors import ConfigError
 
 ACTIONS_MAX = 1000
 TRANSACTION_BYTES_MAX = 512_000  # a node's block has 1 MiB
+CPU_MS_MAX = 255
 
 
 @dataclass(frozen=True)
@@ -59,23 +60,63 @@ class Transaction:
         Seconds since 1970.
     ref_block_num, ref_block_prefix : int
         Low 16 bits of a block's number, and the second 64-bit word's low half of its id.
+    cpu_ms_max, net_words_max : int
+        It fails rather than use more CPU time, or more words of 8 bytes; 0 is no bound.
     """
 
     expiration: int
     ref_block_num: int
     ref_block_prefix: int
     actions: tuple[Action, ...]
+    cpu_ms_max: int = 0
+    net_words_max: int = 0
     _packed: list[bytes] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
-    def refer(cls, actions: Iterable[Action], expiration: int, block_id: str) -> Transaction:
+    def refer(
+        cls,
+        actions: Iterable[Action],
+        expiration: int,
+        block_id: str,
+        *,
+        cpu_ms_max: int = 0,
+        net_words_max: int = 0,
+    ) -> Transaction:
         """Return a transaction that is valid only on the chain that has the block `block_id`."""
         raw = bytes.fromhex(block_id)
         if len(raw) != 32:
             raise ConfigError(f"expected a block id of 32 bytes, got {len(raw)}")
         number = int.from_bytes(raw[:4], "big")
         prefix = int.from_bytes(raw[8:12], "little")
-        return cls(expiration, number & 0xFFFF, prefix, tuple(actions))
+        listed = tuple(actions)
+        return cls(expiration, number & 0xFFFF, prefix, listed, cpu_ms_max, net_words_max)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Transaction:
+        """Return the transaction that `data` is; the reverse of `pack`, and of nothing else.
+
+        Raises
+        ------
+        ConfigError
+            The bytes are no transaction, have a delay, context-free actions or extensions, or are
+            not the shortest form, whose hash the chain would take.
+        """
+        reader = Reader(data)
+        integers = [int.from_bytes(reader.take(size), "little") for size in (4, 2, 4)]
+        net_words_max, cpu_ms_max = reader.varuint32(), reader.take(1)[0]
+        for what in ("no delay", "no context-free actions"):
+            if reader.varuint32():
+                raise ConfigError(f"expected a transaction with {what}")
+        count = reader.varuint32()
+        if not 1 <= count <= ACTIONS_MAX:
+            raise ConfigError(f"expected 1..{ACTIONS_MAX} actions, got {count}")
+        actions = tuple(_unpack_action(reader) for _ in range(count))
+        if reader.varuint32():
+            raise ConfigError("expected a transaction with no extensions")
+        found = cls(integers[0], integers[1], integers[2], actions, cpu_ms_max, net_words_max)
+        if found.pack() != data:
+            raise ConfigError("expected a transaction's shortest form and no byte more")
+        return found
 
     def pack(self) -> bytes:
         """Return the transaction's bytes; no context-free actions, no extensions."""
@@ -85,8 +126,11 @@ class Transaction:
             out = bytearray(self.expiration.to_bytes(4, "little"))
             out += self.ref_block_num.to_bytes(2, "little")
             out += self.ref_block_prefix.to_bytes(4, "little")
-            out += b"\0\0\0"  # max_net_usage_words, max_cpu_usage_ms, delay_sec: no limit, none
-            out += b"\0" + pack_varuint32(len(self.actions))
+            if not 0 <= self.cpu_ms_max <= CPU_MS_MAX:
+                raise ConfigError(f"expected 0..{CPU_MS_MAX} ms of CPU, got {self.cpu_ms_max}")
+            out += pack_varuint32(self.net_words_max) + bytes([self.cpu_ms_max])
+            out += b"\0\0"  # no delay, no context-free actions
+            out += pack_varuint32(len(self.actions))
             for one in self.actions:
                 out += one.pack()
             out += b"\0"
@@ -116,6 +160,16 @@ class Transaction:
             "packed_context_free_data": "",
             "packed_trx": self.pack().hex(),
         }
+
+
+def _unpack_action(reader: Reader) -> Action:
+    account, name = _read_name(reader), _read_name(reader)
+    levels = [(_read_name(reader), _read_name(reader)) for _ in range(reader.count())]
+    return Action(account, name, tuple(levels), reader.take(reader.count()))
+
+
+def _read_name(reader: Reader) -> str:
+    return int_to_name(int.from_bytes(reader.take(8), "little"))
 
 
 def _name(text: str) -> bytes:

@@ -19,6 +19,8 @@ examples:
   gradledger up --home /tmp/net        somewhere else
   gradledger up --producers 4          four producing nodes
   gradledger up --validators 0         no validator: run your own
+  gradledger up --limits               CPU, NET and RAM are bounded, and devices have none: the
+                                       account `payer` pays (gradledger owner payer --help)
 
 The addresses are printed, and `gradledger status --json` has them for programs. Keys of the
 accounts (modelowner, bank, validator1, ...) are in HOME/keys. `up` may be called again at any time:
@@ -35,6 +37,12 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     _add_home(up)
     up.add_argument("--producers", type=int, metavar="N", help="producing nodes (default 1)")
     up.add_argument("--validators", type=int, metavar="N", help="validators (default 4)")
+    up.add_argument(
+        "--limits",
+        action="store_true",
+        default=None,
+        help="bounded CPU, NET and RAM for owner, validators and a payer; none for other accounts",
+    )
     up.add_argument("--http-port", type=int, default=8888, help="first port tried for nodes")
     up.add_argument("--p2p-port", type=int, default=9876, help="first port tried between nodes")
     up.add_argument("--kubo-port", type=int, default=5001, help="first port tried for Kubo")
@@ -56,11 +64,18 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         help="make accounts on the local network, for devices of your own",
         description="Make accounts on a running local network; their key files, mode 0600, go to "
         "HOME/keys. Without names: list the accounts that there are.",
-        epilog="example:\n  gradledger accounts phone1 phone2 phone3",
+        epilog="examples:\n  gradledger accounts phone1 phone2 phone3\n"
+        "  gradledger accounts --resources judge1   CPU, NET and RAM of its own, as a validator "
+        "needs\n                                           on a network with limits",
         formatter_class=raw,
     )
     _add_home(accounts)
     accounts.add_argument("name", nargs="*", metavar="NAME", help="1 to 12 of a-z, 1-5 and dots")
+    accounts.add_argument(
+        "--resources",
+        action="store_true",
+        help="with --limits networks: CPU, NET and RAM of their own; devices need none",
+    )
     accounts.add_argument("--json", action="store_true", help="print one JSON document")
     accounts.set_defaults(func=_accounts)
 
@@ -95,7 +110,7 @@ def _up(args: argparse.Namespace) -> int:
         kubo_port=args.kubo_port,
         say=lambda text: print(text, file=sys.stderr),
     )
-    network.up(producers=args.producers, validators=args.validators)
+    network.up(producers=args.producers, validators=args.validators, limits=args.limits)
     _show(network.status(), as_json=args.json)
     return 0
 
@@ -117,11 +132,12 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _accounts(args: argparse.Namespace) -> int:
-    from gradledger.localnet.network import Network
+    from gradledger.localnet.network import VALIDATOR_RESOURCES, Network
 
     network = Network.load(args.home)
     if args.name:
-        network.create_accounts(args.name)
+        given = VALIDATOR_RESOURCES if args.resources else None
+        network.create_accounts(args.name, resources=given)
     files = network.info().accounts
     shown = {name: files[name] for name in args.name or sorted(files)}
     if args.json:

@@ -38,6 +38,7 @@ from gradledger.errors import ConfigError, NodeAnswerError, NodeError
 from gradledger.localnet import nodeos, parts, processes, system
 from gradledger.localnet.errors import LocalnetError, StartError
 from gradledger.localnet.processes import Process
+from gradledger.localnet.system import Resources
 
 FORMAT = 1
 CONTRACT = "fedlearning"
@@ -47,6 +48,7 @@ TOKEN_SUPPLY = Asset(10**13, TOKEN_SYMBOL)
 OWNER = "modelowner"
 OWNER_FUNDS = Asset(10**10, TOKEN_SYMBOL)
 BANK = "bank"
+PAYER = "payer"  # pays for what devices do, on a network with limits
 PRODUCERS_CONTRACT = "prods"
 PRODUCERS_MAX = 21
 VALIDATORS_MAX = 25
@@ -59,6 +61,13 @@ START_TRIES_MAX = 5
 READY_SEC_MAX = 30.0
 PORT_WAIT_SEC = 3.0
 ACCOUNTS_PER_TRANSACTION = 50
+
+# A network with limits: the rest of the accounts that it makes itself stays without a bound.
+ACCOUNT_RAM_BYTES = 2724  # of a new account with one key; the chain bills it for its own existence
+NOTHING = Resources(ACCOUNT_RAM_BYTES, 0, 0)
+OWNER_RESOURCES = Resources(64 * 2**20, 1000, 1000)
+PAYER_RESOURCES = Resources(4 * 2**10, 1000, 1000)
+VALIDATOR_RESOURCES = Resources(8 * 2**10, 100, 100)
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,8 @@ class NetworkInfo:
         Accounts.
     accounts : dict of str to str
         Path of each account's key file.
+    payer : str or None
+        On a network with limits: the account that is there to pay for devices.
     """
 
     home: Path
@@ -94,6 +105,7 @@ class NetworkInfo:
     producers: tuple[str, ...]
     validators: tuple[str, ...]
     accounts: dict[str, str]
+    payer: str | None = None
 
     @property
     def chain_url(self) -> str:
@@ -146,7 +158,13 @@ class Network:
 
     # ---- life ---------------------------------------------------------------------------
 
-    def up(self, *, producers: int | None = None, validators: int | None = None) -> NetworkInfo:
+    def up(
+        self,
+        *,
+        producers: int | None = None,
+        validators: int | None = None,
+        limits: bool | None = None,
+    ) -> NetworkInfo:
         """Bring the network up, or back up.
 
         Parameters
@@ -155,6 +173,9 @@ class Network:
             Number of producing nodes; what the network has, or 1. Fixed once it is made.
         validators : int, optional
             Number of validator processes; what the network has, or 4. It may change.
+        limits : bool, optional
+            Whether the owner, the validators and a payer have bounded CPU, NET and RAM, and other
+            accounts none at all; what the network has, or False. Fixed once it is made.
 
         Returns
         -------
@@ -176,6 +197,12 @@ class Network:
                     f"the network in {self.home} has {made_with} producers, not {producers}: "
                     "take it away first (gradledger down --wipe)"
                 )
+            limited = bool(document.get("limits") if document else limits)
+            if document and limits not in (None, limited):
+                raise ConfigError(
+                    f"the network in {self.home} was made {'with' if limited else 'without'} "
+                    "limits: take it away first (gradledger down --wipe)"
+                )
             if not 1 <= made_with <= PRODUCERS_MAX:
                 raise ConfigError(f"producers: expected 1..{PRODUCERS_MAX}, got {made_with}")
             if validators is None:
@@ -191,6 +218,8 @@ class Network:
                 token={"contract": TOKEN_CONTRACT, "symbol": str(TOKEN_SYMBOL)},
                 owner=OWNER,
             )
+            if limited:
+                document.update(limits=True, payer=PAYER)
             document.setdefault("processes", {})
             document.setdefault("ports", {})
             for _ in range(START_TRIES_MAX):
@@ -249,6 +278,7 @@ class Network:
             tuple(_producer_names(document["producers"])),
             tuple(validator_names(document["validators"])),
             {path.stem: str(path) for path in keys},
+            document.get("payer"),
         )
 
     def status(self) -> dict[str, Any]:
@@ -311,26 +341,46 @@ class Network:
         """Return the key of an account of this network. Raises ConfigError when there is none."""
         return load_key_file(self._key_path(account))[1]
 
-    def create_account(self, name: str, key: PrivateKey | None = None) -> PrivateKey:
+    def create_account(
+        self, name: str, key: PrivateKey | None = None, *, resources: Resources | None = None
+    ) -> PrivateKey:
         """Create an account, keep its key under HOME/keys, and return the key.
+
+        Parameters
+        ----------
+        name : str
+        key : PrivateKey, optional
+            A new one where it is not given.
+        resources : Resources, optional
+            On a network with limits the account has `NOTHING` otherwise.
 
         Raises
         ------
         ConfigError
             The name is no account name, or is taken.
         """
-        return self.create_accounts([name], keys={name: key} if key else None)[name]
+        keys = {name: key} if key else None
+        return self.create_accounts([name], keys=keys, resources=resources)[name]
 
     def create_accounts(
-        self, names: Iterable[str], *, keys: Mapping[str, PrivateKey] | None = None
+        self,
+        names: Iterable[str],
+        *,
+        keys: Mapping[str, PrivateKey] | None = None,
+        resources: Resources | None = None,
     ) -> dict[str, PrivateKey]:
         """Create accounts, some in one transaction; see `create_account`."""
         wanted = [check_account(name) for name in names]
         for name in wanted:
             if self.client.has_account(name):
                 raise ConfigError(f"the account {name} exists already")
+        limited = bool(self._read().get("limits"))
+        if resources is not None and not limited:
+            raise ConfigError(f"the network in {self.home} has no limits: accounts need no bounds")
+        if resources is None and limited:
+            resources = NOTHING
         made = self._keys_for(wanted, keys or {})
-        self._create(self.client, made)
+        self._create(self.client, made, dict.fromkeys(made, resources))
         return made
 
     def transfer(self, to: str, quantity: Asset | str, *, memo: str = "") -> None:
@@ -513,11 +563,16 @@ class Network:
         names += validator_names(max(VALIDATORS_DEFAULT, document["validators"]))
         if document["producers"] > 1:
             names += [PRODUCERS_CONTRACT, *_producer_names(document["producers"])]
+        resources: dict[str, Resources] = {}
+        if document.get("limits"):
+            resources = dict.fromkeys(validator_names(VALIDATORS_MAX), VALIDATOR_RESOURCES)
+            resources |= {OWNER: OWNER_RESOURCES, PAYER: PAYER_RESOURCES}
+            names.append(PAYER)
         missing = [name for name in names if not client.has_account(name)]
         keys = self._keys_for(names, {})
         if missing:
             self._say(f"creating {len(missing)} accounts")
-            self._create(client, {name: keys[name] for name in missing})
+            self._create(client, {name: keys[name] for name in missing}, resources)
         actions: list[Action] = []
         signers: set[PrivateKey] = set()
 
@@ -601,12 +656,22 @@ class Network:
             what="the producers' schedule",
         )
 
-    def _create(self, client: ChainClient, keys: Mapping[str, PrivateKey]) -> None:
+    def _create(
+        self,
+        client: ChainClient,
+        keys: Mapping[str, PrivateKey],
+        resources: Mapping[str, Resources | None],
+    ) -> None:
+        """Create accounts; one without resources in the mapping has no bounds."""
         names = list(keys)
         system_key = self.key(system.SYSTEM)
         for at in range(0, len(names), ACCOUNTS_PER_TRANSACTION):
             batch = names[at : at + ACCOUNTS_PER_TRANSACTION]
             actions = [system.new_account(system.SYSTEM, one, keys[one].public) for one in batch]
+            for one in batch:
+                bounds = resources.get(one)
+                if bounds is not None:  # in the same transaction: it is never without them
+                    actions.append(system.set_limits(one, bounds))
             client.push(actions, [system_key])
 
     def _has_code(self, client: ChainClient, account: str, wasm: bytes) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from gradledger.chain.abi import Abi
 from gradledger.chain.keys import PublicKey
 from gradledger.chain.names import name_to_int
+from gradledger.chain.permissions import AUTHORITY_STRUCTS, SYSTEM, authority, update_auth
 from gradledger.chain.transaction import Action, action
 
-SYSTEM = "eosio"
 PREACTIVATE_FEATURE = "0ec7e080177b2c02b278d5088611686b49d739925a92d9bfcacd7fc6b74053bd"
 
 
@@ -24,17 +25,7 @@ def _struct(kind: str, /, **fields: str) -> dict[str, Any]:
 _ABI = Abi(
     {
         "structs": [
-            _struct("permission_level", actor="name", permission="name"),
-            _struct("key_weight", key="public_key", weight="uint16"),
-            _struct("level_weight", permission="permission_level", weight="uint16"),
-            _struct("wait_weight", wait_sec="uint32", weight="uint16"),
-            _struct(
-                "authority",
-                threshold="uint32",
-                keys="key_weight[]",
-                accounts="level_weight[]",
-                waits="wait_weight[]",
-            ),
+            *AUTHORITY_STRUCTS,
             _struct("activate", feature_digest="checksum256"),
             _struct(
                 "newaccount", creator="name", name="name", owner="authority", active="authority"
@@ -43,7 +34,11 @@ _ABI = Abi(
             _struct("setabi", account="name", abi="bytes"),
             _struct("setpriv", account="name", is_priv="uint8"),
             _struct(
-                "updateauth", account="name", permission="name", parent="name", auth="authority"
+                "setalimits",
+                account="name",
+                ram_bytes="int64",
+                net_weight="int64",
+                cpu_weight="int64",
             ),
             _struct("create", issuer="name", maximum_supply="asset"),
             _struct("issue", to="name", quantity="asset", memo="string"),
@@ -90,7 +85,7 @@ _ABI = Abi(
                 "setcode",
                 "setabi",
                 "setpriv",
-                "updateauth",
+                "setalimits",
                 "create",
                 "issue",
                 "transfer",
@@ -108,14 +103,20 @@ _TYPE_DEFAULTS: Mapping[str, Any] = {
 }
 
 
-def authority(key: PublicKey, *, code: str | None = None) -> dict[str, Any]:
-    """Return an authority of one key; with `code`, of that contract's own actions as well."""
-    accounts = []
-    if code is not None:
-        level = {"actor": code, "permission": "eosio.code"}
-        accounts.append({"permission": level, "weight": 1})
-    keys = [{"key": str(key), "weight": 1}]
-    return {"threshold": 1, "keys": keys, "accounts": accounts, "waits": []}
+@dataclass(frozen=True)
+class Resources:
+    """What an account may use of the chain; -1 is no limit.
+
+    Attributes
+    ----------
+    ram_bytes : int
+    net_weight, cpu_weight : int
+        Its share of the chain's NET and CPU is its weight over the sum of all weights.
+    """
+
+    ram_bytes: int
+    net_weight: int
+    cpu_weight: int
 
 
 def new_account(creator: str, name: str, key: PublicKey) -> Action:
@@ -133,13 +134,18 @@ def set_contract(account: str, wasm: bytes, abi_json: bytes) -> list[Action]:
 
 def let_code_act(account: str, key: PublicKey) -> Action:
     """Let a contract use its own account's active permission (``account@eosio.code``)."""
+    return update_auth(account, "active", "owner", authority(key, code=account))
+
+
+def set_limits(account: str, resources: Resources) -> Action:
+    """Set what an account may use, through the bios contract."""
     data = {
         "account": account,
-        "permission": "active",
-        "parent": "owner",
-        "auth": authority(key, code=account),
+        "ram_bytes": resources.ram_bytes,
+        "net_weight": resources.net_weight,
+        "cpu_weight": resources.cpu_weight,
     }
-    return _system("updateauth", account, data)
+    return _system("setalimits", SYSTEM, data)
 
 
 def activate(features: Iterable[str]) -> list[Action]:

@@ -26,6 +26,7 @@ GradledgerError
  +- CodecError                     the values or codes are outside the codec's range
  +- PaillierError                  a key, plaintext or ciphertext is outside its range
  |   +- KeyMismatchError           it was made under another key
+ |   +- MasksShortError            make more masks ahead; has `missing`
  +- ModelError                     the bytes are no valid model or validation set
 
 Packages add leaves of their own below GradledgerError (`owner.errors`,
@@ -238,6 +239,14 @@ class PaillierError(GradledgerError):
 
 class KeyMismatchError(PaillierError):
     """It was made under another public key."""
+
+
+class MasksShortError(PaillierError):
+    """Fewer masks are ready than an update takes. `missing` is how many."""
+
+    def __init__(self, text: str, *, missing: int) -> None:
+        super().__init__(text)
+        self.missing = missing
 
 
 class ModelError(GradledgerError):

@@ -10,7 +10,9 @@
 
 `fit(model, validation) -> (trained, errors)` is the app's own, or comes from
 `device_sdk.training_sklearn` or `device_sdk.training_torch`. The exceptions are those of
-`gradledger.errors`. numpy and the cryptographic libraries are loaded when first used.
+`gradledger.errors`. In a task with differential privacy `terms` shows epsilon and delta,
+`join(..., epsilon_max=...)` bounds them, and `train` adds the noise. numpy and the cryptographic
+libraries are loaded when first used.
 """
 
 from device_sdk.device import Device, Terms

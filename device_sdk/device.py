@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from device_sdk.budget import Budget
 from device_sdk.rounds import Round
 from gradledger import card as cards
 from gradledger import envelope
@@ -37,9 +38,11 @@ from gradledger.errors import (
     NodeUnavailableError,
     NotAllowedError,
     NotAReaderError,
+    PrivacyError,
     RoundClosedError,
     StoreUnavailableError,
 )
+from gradledger.privacy import METADATA_KEY, Privacy, Spent
 from gradledger.store import Store
 
 if TYPE_CHECKING:
@@ -89,6 +92,18 @@ class Terms:
         Per example, in the newest round; None before the first.
     rule, tau_e6 : Rule or None, int or None
         What the errors must meet in the newest round.
+    sum_min : int
+        Sums of fewer updates are not released, in `PAILLIER` mode.
+    privacy : Privacy or None
+        The noise that this device adds to its updates; None: none. Its figures are checked.
+    epsilon, delta : float or None
+        What the device's data as a whole gives away to who sees all its updates singly, over as
+        many rounds as `privacy` is for; computed here, from the noise.
+    epsilon_round : float or None
+        In one round.
+    epsilon_sum : float or None
+        Over all rounds, to who sees only sums, if `sum_min` - 1 of the others in them are honest;
+        None in `SEALED` mode.
     """
 
     task: str
@@ -105,6 +120,12 @@ class Terms:
     price: Asset | None
     rule: Rule | None
     tau_e6: int | None
+    sum_min: int
+    privacy: Privacy | None = None
+    epsilon: float | None = None
+    delta: float | None = None
+    epsilon_round: float | None = None
+    epsilon_sum: float | None = None
 
     def __str__(self) -> str:
         seen = "the owner and the validators"
@@ -121,10 +142,28 @@ class Terms:
             f"  if they stay silent, an upload is {_SILENCE[self.silence]}",
             f"  pays in     {self.symbol.code}, for at most {self.cost_max} examples an upload",
         ]
+        if self.privacy is None:
+            lines.append("  privacy     no noise is added to your update")
+        else:
+            lines += self._privacy_lines(self.privacy)
         if self.price is not None and self.rule is not None and self.tau_e6 is not None:
             rule = _RULES[self.rule].format(tau=self.tau_e6 / 1e6)
             lines += [f"  price now   {self.price} an example", f"  rule now    {rule}"]
         return "\n".join(lines)
+
+    def _privacy_lines(self, privacy: Privacy) -> list[str]:
+        lines = [
+            f"  privacy     your update is cut to L2 norm {privacy.clip_norm:g} and gets Gaussian "
+            f"noise of standard deviation {privacy.sigma:.4g}",
+            f"              in all, over {privacy.rounds} rounds: epsilon {self.epsilon:.4g} at "
+            f"delta {self.delta:g}; one round: epsilon {self.epsilon_round:.4g}",
+        ]
+        if self.epsilon_sum is not None:
+            lines.append(
+                f"              to who sees only sums with {self.sum_min - 1} more honest devices: "
+                f"about epsilon {self.epsilon_sum:.4g}"
+            )
+        return lines
 
 
 class Device:
@@ -143,6 +182,11 @@ class Device:
         Kubo's RPC, `/ip4/127.0.0.1/tcp/5001` or `http://...`.
     contract : str
         Account of the contract.
+
+    Attributes
+    ----------
+    budget : Budget
+        How many rounds of the task's privacy budget may be used; counted without one as well.
 
     Raises
     ------
@@ -168,6 +212,7 @@ class Device:
         self.contract = FedLearning(self.chain, contract)
         self._card: cards.TaskCard | None = None
         self._uploaded = 0  # newest round with an upload of ours, as far as seen
+        self.budget = Budget()
 
     def __repr__(self) -> str:
         return f"Device({self.account!r}, task={self.task!r})"
@@ -183,11 +228,16 @@ class Device:
             There is no such task.
         EnvelopeError
             The task card is not the one that the task's hash names.
+        PrivacyError
+            The card's claim about privacy is not what its noise gives.
+        ConfigError
+            The task has differential privacy, and the library that computes it is not installed.
         ChainError, StoreError
             Node or store do not answer.
         """
         task = self.contract.task(self.task)
         card = self.card(task)
+        privacy = card.privacy
         row = self.contract.round(self.task, task.version) if task.version else None
         members = self.contract.members(self.task)
         terms = task.terms
@@ -206,9 +256,25 @@ class Device:
             price=Asset(row.price, terms.token_symbol) if row else None,
             rule=row.rule if row else None,
             tau_e6=row.tau if row else None,
+            sum_min=terms.sum_min,
+            privacy=privacy,
+            epsilon=privacy.epsilon() if privacy else None,
+            delta=privacy.delta if privacy else None,
+            epsilon_round=privacy.epsilon(1) if privacy else None,
+            epsilon_sum=(
+                privacy.epsilon(devices=terms.sum_min)
+                if privacy and terms.mode is Mode.PAILLIER
+                else None
+            ),
         )
 
-    def join(self, classes: Iterable[int | str], *, timeout_sec: float = 60.0) -> None:
+    def join(
+        self,
+        classes: Iterable[int | str],
+        *,
+        epsilon_max: float | None = None,
+        timeout_sec: float = 60.0,
+    ) -> None:
         """Agree to the terms and say which classes this device has; repeat it to change them.
 
         Returns when it cannot be undone any more; at once if the chain says the same already.
@@ -217,6 +283,8 @@ class Device:
         ----------
         classes : iterable of int or str
             Numbers or names of classes, at least one.
+        epsilon_max : float, optional
+            Join only if the task has differential privacy with at most this `Terms.epsilon`.
         timeout_sec : float
             Bound on the wait for irreversibility.
 
@@ -226,11 +294,16 @@ class Device:
             The owner has not admitted this account as a device.
         ConfigError
             A class is unknown.
-        ChainError, StoreError, EnvelopeError
+        PrivacyError
+            The task protects less than `epsilon_max` asks for, or its claim is wrong.
+        ChainError, StoreError, EnvelopeError, ConfigError
             As for `terms`.
         """
         task = self.contract.task(self.task)
-        bits = self._class_bits(classes, self.card(task).classes)
+        card = self.card(task)
+        if epsilon_max is not None:
+            _check_bound(card.privacy, epsilon_max)
+        bits = self._class_bits(classes, card.classes)
         member = self._member()
         public = envelope.public_key_of(self.key.encryption_key())
         if member.joined and (member.enc_key, member.classes) == (public, bits):
@@ -277,6 +350,9 @@ class Device:
             This account is not admitted, or has not joined.
         EnvelopeError, ModelError
             The model or the validation set is not what the chain names.
+        PrivacyError
+            This device may have taken part in as many rounds as the task's privacy budget is for,
+            or what the model's file says about the budget is wrong.
         ChainError, StoreError
             Node or store did not answer up to the end, or nonsense.
         """
@@ -315,9 +391,15 @@ class Device:
         if not member.joined:
             raise NotAllowedError("not_joined", f"{self.account} must join task {self.task} first")
         self._uploaded = max(self._uploaded, member.upload_version)
+        self.budget.observe(member.upload_version)
+        privacy = self.card(task).privacy
+        if privacy is not None:
+            self.budget.check(privacy)
         row = self.contract.round(self.task, task.version)
         if row is None or member.upload_version >= task.version:
             return f"round {task.version} has an upload of this device"
+        if privacy is not None and self.budget.newest >= task.version:
+            return f"round {task.version} has an update with noise already, which may be uploaded"
         if row.state is not RoundState.OPEN or self.chain.get_info().head_time >= row.deadline:
             return f"round {task.version} takes no uploads any more"
         if member.set_version != task.version:
@@ -330,7 +412,7 @@ class Device:
         return Round(self, task, self.card(task), row, model, self._validation_set(task, member))
 
     def _model(self, task: Task, row: RoundRow) -> Model:
-        from gradledger.models import Model
+        from gradledger.models import Model, read_metadata
 
         most = 4 * task.terms.parameters + FILE_OVERHEAD_BYTES
         kind = envelope.Kind.MODEL
@@ -346,6 +428,7 @@ class Device:
             raise ModelError(
                 f"a model of {task.terms.parameters} parameters expected, got {model.parameters}"
             )
+        _check_spent(self.card(task).privacy, row.version, read_metadata(payload))
         return model
 
     def _validation_set(self, task: Task, member: Member) -> tuple[FloatArray, IntArray]:
@@ -383,6 +466,8 @@ class Device:
                 raise KeyMismatchError(
                     f"task {task.id}: the card's Paillier key is not that of the task's terms"
                 )
+            if card.privacy is not None:
+                card.privacy.check_claim()
             self._card = card
         return self._card
 
@@ -400,6 +485,31 @@ class Device:
 
 class _NotForUsError(Exception):
     """The round cannot be taken part in, but a later one may."""
+
+
+def _check_bound(privacy: Privacy | None, epsilon_max: float) -> None:
+    if privacy is None:
+        raise PrivacyError(
+            f"epsilon of at most {epsilon_max:g} expected; the task has no differential privacy"
+        )
+    if not privacy.epsilon() <= epsilon_max:
+        raise PrivacyError(
+            f"epsilon of at most {epsilon_max:g} expected, the task has {privacy.epsilon():.6g} "
+            f"(delta {privacy.delta:g}, {privacy.rounds} rounds)"
+        )
+
+
+def _check_spent(privacy: Privacy | None, version: int, metadata: Mapping[str, str]) -> None:
+    """Compare what the model's file says was spent, this round included, with the card."""
+    text = metadata.get(METADATA_KEY)
+    if (text is None) != (privacy is None):
+        there, wanted = ("none", "one") if text is None else ("one", "none")
+        raise PrivacyError(
+            f"model of round {version}: {wanted} expected about privacy in its metadata, "
+            f"got {there}"
+        )
+    if text is not None and privacy is not None:
+        privacy.check_spent(Spent.from_text(text), version)
 
 
 def _private_key(key: PrivateKey | str | os.PathLike[str], account: str) -> PrivateKey:

@@ -21,12 +21,14 @@ from gradledger.errors import (
     ConfigError,
     EnvelopeError,
     NodeError,
+    PrivacyError,
 )
 
 if TYPE_CHECKING:
     from device_sdk.device import Device
     from device_sdk.training import TrainingRecipe
     from gradledger.models import FloatArray, IntArray, Model
+    from gradledger.privacy import Privacy
 
     Fit = Callable[
         [Model, tuple[FloatArray, IntArray]],
@@ -48,7 +50,8 @@ class Update:
     version : int
         The round whose model was trained.
     delta : array of float32, shape (parameters,)
-        Trained minus received.
+        Trained minus received; in a task with differential privacy what will be uploaded, clipped,
+        with its noise and quantised.
     errors : tuple of int
         Validation errors, 1e-6 units.
     examples : int
@@ -60,6 +63,7 @@ class Update:
     errors: tuple[int, ...]
     examples: int
     _blob: bytes | None = field(default=None, repr=False)
+    _is_protected: bool = field(default=False, repr=False)
 
 
 class Round:
@@ -165,11 +169,18 @@ class Round:
         ------
         ConfigError
             `fit` returned something else, or `examples` is more than the task allows.
+        PrivacyError
+            The task has differential privacy, and this device has drawn noise for this round
+            before, or for as many rounds as its budget is for.
 
         Notes
         -----
         In `sealed` mode the validators measure the error again, on the update as it arrives: so the
         last error is measured here on the clipped and quantised update.
+
+        Under differential privacy the errors go on chain and must tell no more than the update
+        does: those that `fit` measured are dropped. The first is that of the received model, the
+        last that of the received model plus the update as it arrives, with its noise.
         """
         model, validation = self._here()
         terms = self._task.terms
@@ -181,12 +192,30 @@ class Round:
         errors = [_error_micro(error) for error in measured]
         if not 1 <= len(errors) <= terms.errors_max:
             raise ConfigError(f"fit: expected 1 to {terms.errors_max} errors, got {len(errors)}")
+        examples = operator.index(examples)
+        if self._card.privacy is not None:
+            return self._protect(self._card.privacy, trained, examples)
         delta = trained.vector - model.vector
         if terms.mode is Mode.SEALED:
             codec = cards.task_codec(self._task)
-            arrived = model.vector + codec.dequantise(codec.quantise(delta))
-            errors[-1] = model.with_vector(arrived).error_micro(*validation)
-        return Update(self.version, delta, tuple(errors), operator.index(examples))
+            errors[-1] = self._error_of(codec.dequantise(codec.quantise(delta)))
+        return Update(self.version, delta, tuple(errors), examples)
+
+    def _protect(self, privacy: Privacy, trained: Model, examples: int) -> Update:
+        """Clip, add noise, quantise; whatever leaves here follows from the result."""
+        model, validation = self._here()
+        codec = cards.task_codec(self._task)
+        difference = trained.vector.astype("f8") - model.vector
+        self._device.budget.charge(self.version, privacy)
+        delta = codec.dequantise(codec.quantise(privacy.protect(difference)))
+        errors = (model.error_micro(*validation), self._error_of(delta))
+        last = errors[-self._task.terms.errors_max :]
+        return Update(self.version, delta, last, examples, _is_protected=True)
+
+    def _error_of(self, arrived: FloatArray) -> int:
+        """Return the error of the received model plus an update as others will have it."""
+        model, validation = self._here()
+        return model.with_vector(model.vector + arrived).error_micro(*validation)
 
     def upload(self, update: Update) -> Receipt:
         """Encrypt, seal, store and record an update.
@@ -255,8 +284,15 @@ class Round:
         -------
         bytes
             The envelope that `upload` stores and records; for devices that do this themselves.
+
+        Raises
+        ------
+        PrivacyError
+            The task has differential privacy, and the update does not come from `train`.
         """
         device, terms = self._device, self._task.terms
+        if self._card.privacy is not None and not update._is_protected:
+            raise PrivacyError("expected an update made by `train`, which adds the task's noise")
         codec = cards.task_codec(self._task)
         codes = codec.quantise(update.delta)
         header: dict[str, Any] = {}

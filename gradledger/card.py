@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradledger import envelope
 from gradledger.errors import EnvelopeError, PaillierError
+from gradledger.privacy import Privacy
 
 if TYPE_CHECKING:
     from gradledger.chain.contract import Task
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from gradledger.store import Store
 
 FORMAT = 1
+FORMAT_PRIVACY = 2  # of a card with privacy terms, so that who does not know them refuses the card
 CARD_BYTES_MAX = 2 * envelope.CARD_BYTES_MAX  # the whole envelope
 
 
@@ -37,6 +39,8 @@ class TaskCard:
         The owner's X25519 public key.
     paillier_n : int or None
         The owner's Paillier modulus; None in sealed mode.
+    privacy : Privacy or None
+        The noise that every device adds to its updates; None: none.
     """
 
     task: str
@@ -46,10 +50,11 @@ class TaskCard:
     architecture: Mapping[str, Any]
     owner_enc_key: bytes
     paillier_n: int | None = field(repr=False)
+    privacy: Privacy | None = None
 
     def to_bytes(self) -> bytes:
         """Return the card as an envelope in the clear."""
-        document = {
+        document: dict[str, Any] = {
             "format": FORMAT,
             "task": self.task,
             "owner": self.owner,
@@ -59,6 +64,8 @@ class TaskCard:
             "owner_enc_key": self.owner_enc_key.hex(),
             "paillier_n": None if self.paillier_n is None else f"{self.paillier_n:x}",
         }
+        if self.privacy is not None:
+            document |= {"format": FORMAT_PRIVACY, "privacy": self.privacy.to_dict()}
         header = envelope.Header(
             kind=envelope.Kind.TASK_CARD,
             codec=envelope.PayloadCodec.BYTES,
@@ -76,8 +83,13 @@ class TaskCard:
             raise EnvelopeError(f"expected a task card in the clear, got {found.header.kind.name}")
         try:
             document = json.loads(found.payload())
-            if document["format"] != FORMAT:
-                raise EnvelopeError(f"expected card format {FORMAT}, got {document['format']!r}")
+            version = document["format"]
+            if version not in (FORMAT, FORMAT_PRIVACY):
+                raise EnvelopeError(
+                    f"expected card format {FORMAT} or {FORMAT_PRIVACY}, got {version!r:.40}"
+                )
+            if ("privacy" in document) != (version == FORMAT_PRIVACY):
+                raise EnvelopeError(f"expected privacy terms in card format {FORMAT_PRIVACY} alone")
             n = document["paillier_n"]
             card = cls(
                 task=_text(document["task"]),
@@ -87,6 +99,7 @@ class TaskCard:
                 architecture=dict(document["architecture"]),
                 owner_enc_key=bytes.fromhex(document["owner_enc_key"]),
                 paillier_n=None if n is None else int(_text(n), 16),
+                privacy=Privacy.from_dict(document["privacy"]) if "privacy" in document else None,
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise EnvelopeError(f"expected a task card: {type(error).__name__}: {error}") from None

@@ -28,6 +28,7 @@ GradledgerError
  |   +- KeyMismatchError           it was made under another key
  |   +- MasksShortError            make more masks ahead; has `missing`
  +- ModelError                     the bytes are no valid model or validation set
+ +- PrivacyError                   the privacy promised does not hold, or is used up: stay away
 
 Packages add leaves of their own below GradledgerError (`owner.errors`,
 `gradledger.localnet.errors`).
@@ -251,3 +252,7 @@ class MasksShortError(PaillierError):
 
 class ModelError(GradledgerError):
     """The bytes are not a valid model or validation set."""
+
+
+class PrivacyError(GradledgerError):
+    """A task's claim about privacy does not hold, is weaker than asked for, or is used up."""

@@ -25,6 +25,7 @@ __all__ = [
     "architecture_from",
     "dump_validation_set",
     "load_validation_set",
+    "read_metadata",
 ]
 
 FloatArray = npt.NDArray[np.float32]
@@ -300,10 +301,16 @@ class Model:
         wrong = int(np.count_nonzero(self.predict(x) != labels))
         return wrong * ERROR_SCALE // len(labels)
 
-    def to_bytes(self) -> bytes:
-        """Return the safetensors file of this model."""
-        metadata = {"architecture": json.dumps(self.architecture, separators=(",", ":"))}
-        return _dump_safetensors(self.arrays, metadata)
+    def to_bytes(self, metadata: Mapping[str, str] | None = None) -> bytes:
+        """Return the safetensors file of this model.
+
+        Parameters
+        ----------
+        metadata : mapping of str to str, optional
+            To stand beside the architecture; `read_metadata` gives it back.
+        """
+        architecture = json.dumps(self.architecture, separators=(",", ":"))
+        return _dump_safetensors(self.arrays, {**(metadata or {}), "architecture": architecture})
 
     @classmethod
     def from_bytes(
@@ -342,6 +349,11 @@ class Model:
                     f"{name}: float32 {shape} expected, got {found.dtype} {found.shape}"
                 )
         return cls(network, np.concatenate([arrays[name].reshape(-1) for name in shapes]))
+
+
+def read_metadata(data: bytes) -> dict[str, str]:
+    """Return the metadata of a safetensors file. Raises ModelError, whatever the bytes."""
+    return _load_safetensors(data)[1]
 
 
 def _generator(seed: int) -> np.random.RandomState:

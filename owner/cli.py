@@ -48,6 +48,7 @@ The plan is JSON (or TOML with Python 3.11 and later):
    "devices": ["phone1", "phone2", "phone3"], "validators": ["val1", "val2", "val3", "val4"],
    "deposit": "100.0000 TOK", "price": "0.0010 TOK", "budget": "5.0000 TOK",
    "data": {"validation": "validation.npz", "test": "test.npz"}}
+With "clip": 20, "privacy": {"epsilon": 8, "delta": 1e-5, "clip_norm": 1} every device adds noise.
 Paths count from the plan's directory; .npz files hold the arrays x [points, features] and y.
 `python -c 'import owner; help(owner.Plan)'` describes every field and its default.
 """
@@ -418,6 +419,8 @@ def _status(args: argparse.Namespace) -> None:
     rounds = list(owner.contract.rounds(owner.task))
     members = owner.members()
     symbol = task.terms.token_symbol
+    privacy = owner.privacy(task)
+    spent = privacy.spent(task.version) if privacy is not None else None
     names = ("deposited", "paid", "reserved", "withdrawn", "free", "balance")
     money = {name: getattr(escrow, name) for name in names}
     if args.json:
@@ -433,7 +436,17 @@ def _status(args: argparse.Namespace) -> None:
                 for m in members
             ],
             "rounds": [_round_facts(each) for each in rounds],
+            "privacy": None,
         }
+        if privacy is not None and spent is not None:
+            document["privacy"] = {
+                "clip_norm": privacy.clip_norm,
+                "sigma": privacy.sigma,
+                "rounds": privacy.rounds,
+                "epsilon": privacy.epsilon(),
+                "delta": privacy.delta,
+                "spent": {"rounds": spent.rounds, "epsilon": spent.epsilon, "delta": spent.delta},
+            }
         print(json.dumps(document, indent=2))
         return
     print(f"task {task.id} of {task.owner}, {Mode(task.terms.mode).name.lower()} mode")
@@ -443,6 +456,11 @@ def _status(args: argparse.Namespace) -> None:
         print(f"{role.name.lower()}s: {len(of_role)} admitted, {joined} joined")
     print(", ".join(f"{name} {Asset(amount, symbol)}" for name, amount in money.items()))
     print("the escrow equation holds" if escrow.conserved else "THE ESCROW EQUATION DOES NOT HOLD")
+    if privacy is not None and spent is not None:
+        print(
+            f"epsilon {spent.epsilon:.4g} of {privacy.epsilon():.4g} given away, in {spent.rounds} "
+            f"of {privacy.rounds} rounds, at delta {privacy.delta:g}"
+        )
     head = ("round", "state", "uploads", "accepted", "refused", "pending", "paid")
     rows = [
         (r.version, r.state.name.lower(), r.uploads, r.accepted, r.refused, r.pending, paid)
@@ -516,6 +534,7 @@ def _print_report(report: RoundReport, symbol: Symbol, as_json: bool) -> None:
         f"round {report.version}: accuracy {report.accuracy:.2%}, {report.uploads} uploads, "
         f"{report.accepted} accepted, {report.refused} refused"
         f"{f' ({reasons})' if reasons else ''}, paid {Asset(report.paid, symbol)}"
+        f"{'' if report.epsilon is None else f', epsilon {report.epsilon:.4g} so far'}"
         f"{f'; {report.note}' if report.note else ''}",
         flush=True,
     )

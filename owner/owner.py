@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradledger import envelope
-from gradledger.card import TaskCard, task_codec
+from gradledger.card import TaskCard, fetch_card, task_codec
 from gradledger.chain.client import ChainClient, PushResult
 from gradledger.chain.contract import (
     Escrow,
@@ -54,6 +54,7 @@ from gradledger.errors import (
     TransactionExpiredError,
 )
 from gradledger.models import Model, dump_validation_set
+from gradledger.privacy import METADATA_KEY, Privacy
 from gradledger.store import Store
 from owner.aggregation import Aggregate, Expected, apply_mean, open_sum, open_update, sum_codes
 from owner.errors import SumUnusableError, WaitTimeoutError
@@ -161,6 +162,7 @@ class Owner:
             self._paillier_key = PaillierPrivateKey.load(paillier_key)
         self._workers = workers or min(os.cpu_count() or 1, 16)
         self._secret = self._key.encryption_key()
+        self._card: TaskCard | None = None
 
     def __repr__(self) -> str:
         return f"Owner({self.account!r}, task={self.task!r})"
@@ -174,6 +176,7 @@ class Owner:
         architecture: Mapping[str, Any],
         class_names: Sequence[str],
         description: str = "",
+        privacy: Privacy | None = None,
         wait: bool = True,
     ) -> Task:
         """Put the task card on IPFS and create the task.
@@ -187,6 +190,8 @@ class Owner:
         class_names : sequence of str
         description : str
             For whoever thinks about joining.
+        privacy : Privacy, optional
+            The noise that every device adds to its updates, see `Privacy.calibrate`.
         wait : bool
             Wait until the new task is irreversible.
 
@@ -199,8 +204,14 @@ class Owner:
         Raises
         ------
         ConfigError
-            The mode asks for a Paillier key and there is none; the task exists with other terms.
+            The mode asks for a Paillier key and there is none; the codec's clip leaves no room for
+            the noise; the task exists with other terms.
+        PrivacyError
+            The terms claim another epsilon than their noise gives.
         """
+        if privacy is not None:
+            privacy.check_claim()
+            privacy.check_codec(terms["clip_e6"])
         sealed = Mode(terms["mode"]) is Mode.SEALED
         if not sealed and self._paillier_key is None:
             raise ConfigError(
@@ -215,6 +226,7 @@ class Owner:
             architecture=dict(architecture),
             owner_enc_key=envelope.public_key_of(self._secret),
             paillier_n=public.n if public else None,
+            privacy=privacy,
         ).to_bytes()
         cid = self.store.put(card)
         full = TaskTerms(
@@ -233,6 +245,12 @@ class Owner:
                 f"task {self.task} exists with other terms or another owner: take another name"
             )
         return found
+
+    def privacy(self, task: Task | None = None) -> Privacy | None:
+        """Return the task's terms of differential privacy; None where it has none."""
+        if self._card is None:
+            self._card = fetch_card(self.store, self._task() if task is None else task)
+        return self._card.privacy
 
     def admit_devices(self, accounts: Iterable[str], *, wait: bool = True) -> list[str]:
         """Admit accounts as devices; returns those that were not members yet."""
@@ -301,7 +319,8 @@ class Owner:
         -------
         Published
             Sealed to every member that has joined and to the owner, unless the task is public. A
-            member whose X25519 key is none (any 32 bytes can be given on chain) is left out.
+            member whose X25519 key is none (any 32 bytes can be given on chain) is left out. Under
+            differential privacy the file's metadata says what is spent once this round is over.
         """
         task = self._task()
         if model.parameters != task.terms.parameters:
@@ -316,12 +335,14 @@ class Owner:
             version=version,
             parameters=model.parameters,
         )
+        privacy = self.privacy(task)
+        metadata = {METADATA_KEY: privacy.spent(version).to_text()} if privacy else {}
         readers: dict[str, bytes] = {}
         if task.terms.is_public:
-            data = envelope.plain(header, model.to_bytes())
+            data = envelope.plain(header, model.to_bytes(metadata))
         else:
             readers = self._model_readers()
-            data = envelope.seal(header, model.to_bytes(), readers)
+            data = envelope.seal(header, model.to_bytes(metadata), readers)
         cid = self.store.put(data)
         return Published(version, cid, hashlib.sha256(data).digest(), tuple(sorted(readers)))
 

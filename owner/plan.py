@@ -19,6 +19,7 @@ from gradledger.chain.names import Asset, check_account
 from gradledger.codec import CODE_MAX, SLOT_BITS_MAX, SLOT_BITS_MIN
 from gradledger.errors import ConfigError, GradledgerError
 from gradledger.models import POINTS_MAX, architecture_from, load_validation_set
+from gradledger.privacy import Privacy
 
 __all__ = ["Plan", "load_data", "load_plan", "scaled", "slot_bits_for"]
 
@@ -32,6 +33,7 @@ RULES = ("trend", "threshold", "either", "both")
 SILENCES = ("refund", "pay")
 VALIDATOR_KINDS = ("named", "producers")
 INITIALS = ("normal", "glorot")
+PRIVACY_FIELDS = ("clip_norm", "delta", "rounds")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,13 @@ class Plan:
         As `task_terms` of the contract. `devices_max` of 0: as many as `devices`.
     clip : float
         Updates are clipped to +-clip.
+    privacy : mapping, optional
+        Differential privacy on the devices: ``epsilon``, over all rounds and against who sees
+        single updates, or ``noise_multiplier`` in its place; ``delta``; ``clip_norm``, the largest
+        L2 norm of an update; and ``rounds``, for which the budget is computed, by default those of
+        the plan. See `gradledger.privacy`. `clip` must leave room for the noise. The errors of
+        CSVES are measured with the noise as well: where it swamps a single update, a ``tau`` of
+        1.000001 accepts all.
     open_sec, verdict_sec, sum_sec : int
         Lengths of the phases of a round.
     close_after : int
@@ -114,6 +123,7 @@ class Plan:
     devices_max: int = 0
     sum_min: int = 3
     clip: float = 1.0
+    privacy: Mapping[str, Any] | None = None
     open_sec: int = 60
     verdict_sec: int = 60
     sum_sec: int = 60
@@ -170,6 +180,42 @@ class Plan:
         if len({self.symbol_of(name) for name in ("deposit", "price", "budget")}) != 1:
             raise ConfigError("plan: deposit, price and budget: expected one token symbol")
         slot_bits_for(self.devices_max)
+        if self.privacy is not None:
+            self._check_privacy(self.privacy)
+
+    def _check_privacy(self, given: Mapping[str, Any]) -> None:
+        unknown = sorted(set(given) - {*PRIVACY_FIELDS, "epsilon", "noise_multiplier"})
+        if unknown:
+            raise ConfigError(f"plan: privacy: unknown field {', '.join(unknown)}")
+        object.__setattr__(self, "privacy", {"rounds": self.rounds, **given})
+        missing = [name for name in PRIVACY_FIELDS if name not in (self.privacy or {})]
+        if missing:
+            raise ConfigError(f"plan: privacy: expected the field {', '.join(missing)}")
+        found = self.privacy_terms()
+        assert found is not None
+        if found.rounds < self.rounds:
+            raise ConfigError(
+                f"plan: privacy: rounds: expected at least the plan's {self.rounds}, "
+                f"got {found.rounds}"
+            )
+        if found.delta * self.devices_max >= 1:
+            raise ConfigError(
+                f"plan: privacy: delta: expected less than 1 / {self.devices_max} devices, "
+                f"got {found.delta:g}"
+            )
+        found.check_codec(scaled("clip", self.clip))
+
+    def privacy_terms(self) -> Privacy | None:
+        """Return the terms of the task card, with the noise that the plan's epsilon asks for.
+
+        Raises
+        ------
+        ConfigError
+            They are nonsense, or the library that calibrates is not installed.
+        PrivacyError
+            So little noise protects nothing.
+        """
+        return None if self.privacy is None else Privacy.calibrate(**self.privacy)
 
     def symbol_of(self, name: str) -> str:
         """Return the symbol, with its precision, of one of the plan's amounts."""
@@ -319,6 +365,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "float": (int, float),
     "tuple[str, ...]": (list, tuple),
     "Mapping[str, Any]": (Mapping,),
+    "Mapping[str, Any] | None": (Mapping, type(None)),
 }
 
 

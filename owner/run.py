@@ -95,6 +95,9 @@ class RoundReport:
         Updates that went into T_k; 0: T_k is T_(k-1).
     note : str
         Why, or what was left out.
+    epsilon, delta : float or None
+        What a device has given away that took part in all rounds up to this one, to who sees single
+        updates; None without differential privacy.
     """
 
     version: int
@@ -106,6 +109,8 @@ class RoundReport:
     reasons: dict[str, int] = field(default_factory=dict)
     updates: int = 0
     note: str = ""
+    epsilon: float | None = None
+    delta: float | None = None
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,7 @@ def run(
 _FIXED = (
     *("task", "architecture", "class_names", "description", "token_contract", "mode", "public"),
     *("silence", "validators_kind", "errors_max", "cost_max", "devices_max", "sum_min", "clip"),
-    *("initial", "initial_seed"),
+    *("initial", "initial_seed", "privacy"),
 )
 
 
@@ -437,6 +442,8 @@ class _Training:
             if member.upload_version == version and member.upload_state == UploadState.REFUSED:
                 reason = VerdictCode(member.upload_reason).name.lower()
                 reasons[reason] = reasons.get(reason, 0) + 1
+        privacy = self._owner.privacy()
+        spent = privacy.spent(version) if privacy is not None else None
         report = RoundReport(
             version=version,
             accuracy=self._owner.evaluate(model, *self._test),
@@ -447,6 +454,8 @@ class _Training:
             reasons=dict(sorted(reasons.items())),
             updates=record.get("updates", 0),
             note=record.get("note", ""),
+            epsilon=spent.epsilon if spent is not None else None,
+            delta=spent.delta if spent is not None else None,
         )
         self._state.save_report(version, asdict(report))
         return report
@@ -505,6 +514,7 @@ def create_task(owner: Owner, plan: Plan, *, wait: bool = True) -> Task:
         architecture=plan.architecture,
         class_names=plan.class_names,
         description=plan.description,
+        privacy=plan.privacy_terms(),
         wait=wait,
     )
 

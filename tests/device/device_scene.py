@@ -29,6 +29,7 @@ from gradledger.chain.keys import PrivateKey
 from gradledger.chain.names import Symbol
 from gradledger.localnet.network import Network
 from gradledger.models import Model, dump_validation_set
+from gradledger.privacy import METADATA_KEY, Privacy
 from gradledger.store import Store
 from owner.paillier_key import PaillierPrivateKey
 
@@ -64,6 +65,7 @@ class Scene:
     architecture: Mapping[str, Any] = field(default_factory=lambda: ARCHITECTURE)
     validation: tuple[np.ndarray, np.ndarray] | None = None
     has_real_validators: bool = False
+    privacy: Privacy | None = None
     owner: str = field(init=False)
     owner_key: PrivateKey = field(init=False, repr=False)
     validators: dict[str, PrivateKey] = field(init=False, repr=False)
@@ -102,6 +104,7 @@ class Scene:
             architecture=self.architecture,
             owner_enc_key=self.public(self.owner_key),
             paillier_n=None if sealed else self.paillier.public.n,
+            privacy=self.privacy,
         ).to_bytes()
         terms = TaskTerms(
             token_contract="eosio.token",
@@ -173,15 +176,18 @@ class Scene:
         *,
         header_version: int | None = None,
         tamper: bool = False,
+        metadata: Mapping[str, str] | None = None,
         **changes: Any,
     ) -> Model:
         """Open a round."""
+        if metadata is None and self.privacy is not None:
+            metadata = {METADATA_KEY: self.privacy.spent(version).to_text()}
         model = Model.random_glorot(self.architecture, version)
         members = {m.account: m.enc_key for m in self.contract.members(self.task) if m.joined}
         wanted = members if readers is None else {name: members[name] for name in readers}
         header = self.header(envelope.Kind.MODEL, header_version or version, self.parameters)
         blob = envelope.seal(
-            header, model.to_bytes(), {**wanted, self.owner: self.public(self.owner_key)}
+            header, model.to_bytes(metadata), {**wanted, self.owner: self.public(self.owner_key)}
         )
         digest = hashlib.sha256(blob).digest()
         terms = RoundTerms(

@@ -62,6 +62,54 @@ def test_refused_plans(changes, message):
         Plan.from_dict({**FIELDS, **changes})
 
 
+PRIVACY = {"epsilon": 8, "delta": 1e-5, "clip_norm": 1}
+
+
+def test_a_plan_with_privacy_gets_its_noise():
+    plan = Plan.from_dict({**FIELDS, "clip": 7, "privacy": PRIVACY})
+    assert plan.privacy == {**PRIVACY, "rounds": 2}
+    terms = plan.privacy_terms()
+    assert terms is not None and terms.rounds == 2 and terms.clip_norm == 1
+    assert 8 - 1e-4 < terms.epsilon() <= 8
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert Plan.from_dict(FIELDS).privacy_terms() is None
+    given = {"noise_multiplier": 1.5, "delta": 1e-6, "clip_norm": 0.1, "rounds": 5}
+    direct = Plan.from_dict({**FIELDS, "clip": 2, "privacy": given}).privacy_terms()
+    assert direct is not None and direct.rounds == 5
+    assert direct.sigma == pytest.approx(2 * 0.1 * 1.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epsilon": -8}, "epsilon: expected a number above 0"),
+        ({"epsilon": None}, "either epsilon or noise_multiplier"),
+        ({"noise_multiplier": 1}, "either epsilon or noise_multiplier"),
+        ({"delta": 1.0}, "delta: expected a number above 0 and at most 0.001"),
+        ({"delta": None}, "delta: expected a number above 0"),
+        ({"clip_norm": float("inf")}, "clip_norm: expected a number above 0"),
+        ({"rounds": 1}, "rounds: expected at least the plan's 2, got 1"),
+        ({"clip_norm": 2}, "cut off .* of the values .* expected clip of at least"),
+        ({"sigma": 1}, "privacy: unknown field sigma"),
+    ],
+)
+def test_a_plan_with_useless_privacy_is_refused(changes, message):
+    privacy = {**PRIVACY, **changes}
+    with pytest.raises(ConfigError, match=message):
+        Plan.from_dict({**FIELDS, "clip": 7, "privacy": privacy})
+
+
+def test_other_refusals_of_a_plans_privacy():
+    with pytest.raises(ConfigError, match="privacy: expected Mapping"):
+        Plan.from_dict({**FIELDS, "privacy": 8})
+    with pytest.raises(ConfigError, match="expected the field clip_norm, delta"):
+        Plan.from_dict({**FIELDS, "privacy": {"epsilon": 8}})
+    privacy = {**PRIVACY, "delta": 1e-3}
+    with pytest.raises(ConfigError, match=r"delta: expected less than 1 / 1000 devices, got 0.001"):
+        Plan.from_dict({**FIELDS, "clip": 7, "devices_max": 1000, "privacy": privacy})
+    Plan.from_dict({**FIELDS, "clip": 7, "devices_max": 999, "privacy": privacy})
+
+
 def test_a_missing_field_is_named():
     fields = {name: value for name, value in FIELDS.items() if name != "price"}
     with pytest.raises(ConfigError, match="expected the field price"):

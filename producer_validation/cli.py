@@ -8,6 +8,7 @@ import logging
 import signal
 import sys
 import threading
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ A validator beside a producer's own node:
 It serves each task whose owner admitted the account (`gradledger owner admit --validators val1`),
 and joins by itself. Stop it with Ctrl-C or SIGTERM at any time: it goes on where the chain stands.
 With --task it serves no other; so nobody else's task costs it anything.
+
+Checking and multiplying take one core, or as many as --processes says, or the workers of a Dask
+cluster (pip install 'gradledger[dask]'; `dask scheduler --host 127.0.0.1`, `dask worker` with
+--nthreads 1). No secret goes there, but all else that the validator sees does: the cluster is part
+of the validator. On other machines it must use TLS, as Dask's configuration says.
 
 What it logs, one line key=value each:
   event=joined    it agreed to a task's terms
@@ -64,6 +70,11 @@ def add_commands(subparsers: Any) -> None:
     which.add_argument("--task", action="append", metavar="NAME", help="may be given repeatedly")
     which.add_argument("--all-tasks", action="store_true", help="each task that admitted NAME")
     run.add_argument("--contract", default="fedlearning", metavar="NAME")
+    where = run.add_mutually_exclusive_group()
+    where.add_argument("--processes", type=int, metavar="N", help="check and multiply in N of them")
+    where.add_argument(
+        "--dask", metavar="ADDR", help="or on a cluster: tls://host:8786, tcp://127.0.0.1:8786"
+    )
     run.add_argument("--poll-sec", type=float, default=0.25, metavar="S", help="default 0.25")
     run.add_argument("--log-file", type=Path, metavar="FILE", help="default: standard error")
     run.add_argument(
@@ -91,6 +102,7 @@ def _run(args: argparse.Namespace) -> int:
     if not 0.01 <= args.poll_sec <= 60:
         raise ConfigError(f"expected --poll-sec of 0.01..60, got {args.poll_sec:g}")
     _log_to(args.log_file)
+    executor = _executor(args)
     validator = Validator(
         args.account,
         args.key_file,
@@ -98,6 +110,7 @@ def _run(args: argparse.Namespace) -> int:
         args.store,
         tasks=args.task,
         contract=args.contract,
+        executor=executor,
         state_dir=args.state_dir,
     )
     stop = threading.Event()
@@ -111,8 +124,19 @@ def _run(args: argparse.Namespace) -> int:
     while worker.is_alive() and not stop.wait(0.5):
         pass
     worker.join(STOP_SEC)  # a step in progress is safe to leave: the chain knows how far it got
+    if executor is not None:
+        executor.shutdown(wait=False, cancel_futures=True)
     logging.getLogger("gradledger.validator").info("event=stopped validator=%s", args.account)
     return 0 if stop.is_set() else 1
+
+
+def _executor(args: argparse.Namespace) -> Executor | None:
+    """Return where checking and multiplying is to be done; None: in this process."""
+    from producer_validation.executors import DaskWorkers, ProcessWorkers
+
+    if args.processes is not None:
+        return ProcessWorkers(args.processes)
+    return DaskWorkers(args.dask) if args.dask is not None else None
 
 
 def _log_to(path: Path | None) -> None:

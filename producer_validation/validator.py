@@ -13,11 +13,10 @@ import logging
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import zip_longest
 
 from gradledger import envelope
 from gradledger.card import TaskCard, fetch_card, task_codec
@@ -54,8 +53,10 @@ from gradledger.paillier import PaillierPublicKey, sum_payload
 from gradledger.store import Store
 from producer_validation import checks
 from producer_validation.checks import Known, MaterialError, Measure, Opened, Refusal
+from producer_validation.executors import InlineExecutor, Job, StoppedError, Work
 from producer_validation.fetching import CACHE_BYTES_DEFAULT, BlobSource, Fetcher
 from producer_validation.seen import SeenUploads
+from producer_validation.summing import Product
 
 __all__ = ["StepReport", "Validator"]
 
@@ -63,13 +64,10 @@ ATTEST_BATCH = 50  # verdicts in one transaction; the contract takes 500
 WINDOW_MAX = 64  # uploads that are fetched and judged at a time
 FETCH_WAIT_SEC = 0.5  # a step waits so long for a window's blobs; who is late waits for the next
 MATERIAL_WAIT_SEC = 5.0
-SUM_GROUP = 8  # updates that one task of the executor multiplies
-SUM_IN_FLIGHT = 4
 PATIENCE_SHARE = 0.7  # of verdict_sec; after it a blob that nobody has is unavailable
 OWNER_FIRST_SEC = 3  # after a deadline, before the first validator pushes the round on
 MEMBERSHIP_SEC = 1.0  # between two looks whether a task has admitted the account
 MEMBERSHIP_LOOKS = 50  # in one step, so that nobody slows it down with tasks by the thousand
-EXECUTOR_SEC = 300.0
 REASON_CHARS_MAX = 500
 PUSH_LIMIT = 100  # members in one `push` or `settle`
 POLL_SEC_DEFAULT = 0.25
@@ -176,18 +174,6 @@ class _Material:
     bytes_max: int
 
 
-class _InlineExecutor(Executor):
-    """Does the work where it is asked for."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
 class Validator:
     """One validator account, for some tasks or for all that admitted it.
 
@@ -205,7 +191,7 @@ class Validator:
         Account of the contract.
     executor : concurrent.futures.Executor, optional
         Where ciphertexts are checked and multiplied and models measured; None: here. No secret is
-        handed to it.
+        handed to it. See `producer_validation.executors`.
     state_dir : path, optional
         Keeps the hashes of judged uploads, so that a replay is named in the log.
     cache_bytes_max : int
@@ -246,7 +232,7 @@ class Validator:
         self._secret = key.encryption_key()
         self._public = envelope.public_key_of(self._secret)
         self._tasks = None if tasks is None else tuple(dict.fromkeys(tasks))
-        self._executor = executor or _InlineExecutor()
+        self._work = Work(executor or InlineExecutor(), is_stopped=lambda: self._stop.is_set())
         self._fetcher = Fetcher(self.store, cache_bytes_max=cache_bytes_max)
         self._cache_bytes_max = cache_bytes_max
         self._seen = None if state_dir is None else SeenUploads(state_dir, account)
@@ -308,6 +294,8 @@ class Validator:
                 if self._is_validator(task, state):
                     self._serve(task, state, time_now, report)
                 state.pause.faults = 0
+            except StoppedError:
+                break
             except Exception as error:  # one task must not stop the others
                 self._fault(report, error, task=task.id)
                 state.pause.grow(time.monotonic())
@@ -540,7 +528,8 @@ class _Pass:
             self._fetch(
                 [(row.set_cid, SET_BYTES_MAX) for row in rows if row.set_cid], FETCH_WAIT_SEC
             )
-        flying: list[tuple[Member, Opened, Future[Refusal | None]]] = []
+        flying: list[tuple[Member, Opened]] = []
+        jobs: list[Job[Refusal | None]] = []
         for row in rows:
             try:
                 opened = self._open(row)
@@ -549,15 +538,16 @@ class _Pass:
                 elif opened is not None and is_decided:
                     self._work.results[row.upload_hash] = _Result(None, opened.digest)
                 elif opened is not None:
-                    flying.append((row, opened, self._submit(row, opened.payload)))
+                    jobs.append(self._submit(row, opened.payload))
+                    flying.append((row, opened))
             except Exception as error:
                 self._skip(row, error, report)
-        for row, opened, future in flying:
-            try:
-                refusal = future.result(EXECUTOR_SEC)
-                self._work.results[row.upload_hash] = _Result(refusal, opened.digest)
-            except Exception as error:
-                self._skip(row, error, report)
+        for place, outcome in self._v._work.results(jobs):
+            row, opened = flying[place]
+            if isinstance(outcome, Exception):
+                self._skip(row, outcome, report)
+            else:
+                self._work.results[row.upload_hash] = _Result(outcome, opened.digest)
         return {row.upload_hash for row in rows if row.upload_hash in self._work.results}
 
     def _fetch(self, wanted: Sequence[tuple[str, int]], wait_sec: float) -> None:
@@ -603,9 +593,9 @@ class _Pass:
             )
         return None
 
-    def _submit(self, row: Member, payload: bytes) -> Future[Refusal | None]:
+    def _submit(self, row: Member, payload: bytes) -> Job[Refusal | None]:
         measure = None if self._material.key is not None else self._measure(row)
-        return self._v._executor.submit(
+        return self._v._work.submit(
             checks.check_payload, payload, self._material.codec, self._material.key, measure
         )
 
@@ -715,9 +705,10 @@ class _Pass:
             return  # rows of different moments: the next step reads them again
         if self._work.sum is None:
             codec = self._material.codec
-            ciphertexts = self._product(accepted, key, codec)
-            if ciphertexts is None:
-                return
+            with Product(key, codec, self._v._work) as product:
+                for one in self._payloads(accepted):
+                    product.add(one)
+                ciphertexts = product.total()
             payload = sum_payload(round_.version, len(accepted), ciphertexts)
             header = envelope.Header(
                 kind=envelope.Kind.SUM,
@@ -751,37 +742,18 @@ class _Pass:
             hash=digest.hex(),
         )
 
-    def _product(
-        self, accepted: Sequence[Member], key: PaillierPublicKey, codec: Codec
-    ) -> bytes | None:
-        """Return the product of the accepted uploads; None when the validator is to stop.
-
-        Few payloads are in memory at a time: each task of the executor takes a group and, where
-        there is one, the product of an earlier group.
-        """
-        flying: deque[Future[bytes]] = deque()
-        group: list[bytes] = []
-        for payload in self._payloads(accepted):
-            if self._v._stop.is_set():
-                return None
-            group.append(payload)
-            if len(group) < SUM_GROUP:
-                continue
-            if len(flying) == SUM_IN_FLIGHT:
-                group.append(flying.popleft().result(EXECUTOR_SEC))
-            flying.append(self._v._executor.submit(checks.add_payloads, key, codec, group))
-            group = []
-        done = [future.result(EXECUTOR_SEC) for future in flying]
-        last = self._v._executor.submit(checks.add_payloads, key, codec, [*done, *group])
-        return last.result(EXECUTOR_SEC)
-
     def _payloads(self, rows: Sequence[Member]) -> Iterator[bytes]:
-        """Yield the ciphertexts of accepted uploads, fetched (again) and verified by hash."""
-        for window in self._windows(rows):
-            self._fetch(
-                [(row.upload_cid, self._material.bytes_max) for row in window], MATERIAL_WAIT_SEC
-            )
+        """Yield the ciphertexts of accepted uploads, fetched (again) and verified by hash.
+
+        While one window is multiplied, the next is fetched.
+        """
+        windows = list(self._windows(rows))
+        is_room = 2 * self._material.bytes_max <= self._v._cache_bytes_max
+        for window, following in zip_longest(windows, windows[1:], fillvalue=()):
+            self._gather(window, following if is_room else ())
             for row in window:
+                if self._v._stop.is_set():
+                    raise StoppedError("the validator is to stop")
                 blob = self._v._fetcher.blob(row.upload_cid)
                 opened = None if blob is None else self._open(row)
                 if not isinstance(opened, Opened):
@@ -789,6 +761,16 @@ class _Pass:
                     why = opened.reason if opened else failure.error if failure else "no answer yet"
                     raise MaterialError(f"the sum needs {row.account}'s accepted upload: {why}")
                 yield opened.payload
+
+    def _gather(self, window: Sequence[Member], following: Sequence[Member]) -> None:
+        """Wait for a window's blobs as long as they keep coming."""
+        missing, before = list(window), len(window) + 1
+        while missing and len(missing) < before and not self._v._stop.is_set():
+            before = len(missing)
+            for row in (*missing, *following):
+                self._v._fetcher.want(row.upload_cid, self._material.bytes_max)
+            self._v._fetcher.wait([row.upload_cid for row in missing], MATERIAL_WAIT_SEC)
+            missing = [row for row in missing if self._v._fetcher.blob(row.upload_cid) is None]
 
 
 def _is_accepted(row: Member) -> bool:

@@ -21,6 +21,7 @@ start here:
   gradledger up                       a local network to try things on; then `gradledger status`
   gradledger owner --help             create a task, open rounds, aggregate, pay
   gradledger validator --help         check uploads beside a producer, or on your own
+  gradledger audit TASK               was every payment right? from the blocks alone
 
 `gradledger COMMAND --help` says more and has examples. Devices embed `device_sdk` in Python.
 """
@@ -30,6 +31,7 @@ _GROUPS = {
     "gradledger.localnet.cli": ("up", "down", "status", "accounts", "parts"),
     "owner.cli": ("owner",),
     "producer_validation.cli": ("validator",),
+    "gradledger.audit.cli": ("audit", "receipt"),
     "gradledger.demo.cli": ("demo",),
 }
 

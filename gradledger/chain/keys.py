@@ -236,6 +236,37 @@ def signature_bytes(text: str) -> bytes:
     return _without_checksum(text[7:], b"K1", "a signature")
 
 
+def signature_variant(text: str) -> bytes:
+    """Return a signature of any kind as it lies inside a block. Raises ConfigError."""
+    for index, kind in enumerate(("K1", "R1", "WA")):
+        prefix = f"SIG_{kind}_"
+        if text.startswith(prefix):
+            raw = _without_checksum(text[len(prefix) :], kind.encode(), "a signature")
+            return bytes([index]) + raw
+    raise ConfigError("expected a signature, SIG_K1_..., SIG_R1_... or SIG_WA_...")
+
+
+def recover_key(digest: bytes, signature: str) -> PublicKey:
+    """Return the public key that made a ``SIG_K1_...`` over a digest.
+
+    Raises
+    ------
+    ConfigError
+        It is no canonical signature, and so none that a node takes.
+    """
+    raw = signature_bytes(signature)
+    if len(raw) != 65 or not 27 <= raw[0] < 35 or not _is_canonical(raw[1:]):
+        raise ConfigError("expected a canonical signature")
+    import coincurve
+
+    try:
+        compact = raw[1:] + bytes([raw[0] - 27 & 3])
+        found = coincurve.PublicKey.from_signature_and_message(compact, digest, hasher=None)
+    except Exception as error:  # the library has no class of its own
+        raise ConfigError(f"expected a signature of a key: {error}") from None
+    return PublicKey(found.format())
+
+
 def save_key_file(path: str | os.PathLike[str], account: str, key: PrivateKey) -> None:
     """Write an account's key file, mode 0600; an existing file is not overwritten.
 

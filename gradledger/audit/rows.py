@@ -1,0 +1,157 @@
+"""What the contract's tables must hold if the books are right, and where they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gradledger.audit.replay import MemberBook, RoundBook, TaskReplay
+from gradledger.chain.abi import parse_time
+from gradledger.chain.contract import FedLearning, Role, RoundState
+from gradledger.chain.names import Symbol, name_to_int
+
+_TIMES = ("deadline", "verdict_deadline", "sum_deadline")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A task's rows as a node has them, unpacked here."""
+
+    task: Mapping[str, Any] | None
+    rounds: dict[int, Mapping[str, Any]]
+    members: dict[str, Mapping[str, Any]]
+
+
+def read_tables(contract: FedLearning, task: str) -> Tables:
+    """Read every row of a task. Raises NodeError."""
+    client, abi = contract.client, contract.abi
+    rounds = client.table_rows(contract.account, task, "rounds", abi=abi)
+    members = client.table_rows(contract.account, task, "members", abi=abi)
+    return Tables(
+        client.table_row(contract.account, contract.account, "tasks", name_to_int(task), abi=abi),
+        {row["version"]: row for row in rounds},
+        {row["account"]: row for row in members},
+    )
+
+
+def differences(books: TaskReplay, tables: Tables) -> Iterator[str]:
+    """Yield each field in which a row is not what the blocks give."""
+    if tables.task is None:
+        yield f"table tasks has no row {books.task}"
+        return
+    yield from _compare("tasks", books.task, _task(books), tables.task)
+    for version in sorted(books.rounds.keys() | tables.rounds.keys()):
+        where = f"round {version}"
+        if version not in tables.rounds:
+            yield f"table rounds has no {where}, the blocks do"
+        elif version not in books.rounds:
+            yield f"table rounds has {where}, the blocks do not"
+        else:
+            expected = _round(books.rounds[version])
+            yield from _compare("rounds", where, expected, tables.rounds[version])
+    live = books.live
+    for account in sorted(books.members.keys() | tables.members.keys()):
+        if account not in tables.members:
+            yield f"table members lacks {account}, which was admitted and not removed"
+        elif account not in books.members:
+            yield f"table members has {account}, which no block admits"
+        else:
+            expected = _member(account, books.members[account], books.rounds)
+            yield from _compare("members", account, expected, tables.members[account])
+    if live is None and books.free < 0:
+        yield f"the task has paid out {books.money(-books.free)} more than it got"
+
+
+def owed(contract: FedLearning, token_contract: str, symbol: Symbol) -> int:
+    """Return what the contract should hold of a token for all its tasks together."""
+    total = 0
+    for task in contract.tasks():
+        if (task.terms.token_contract, task.terms.token_symbol) != (token_contract, symbol):
+            continue
+        newest = contract.round(task.id, task.version) if task.version else None
+        live_paid = newest.paid if newest and newest.state is not RoundState.SETTLED else 0
+        total += task.deposited - task.paid - task.withdrawn - live_paid
+    return total
+
+
+def _compare(
+    table: str, where: str, expected: Mapping[str, Any], row: Mapping[str, Any]
+) -> Iterator[str]:
+    for name, value in expected.items():
+        got = parse_time(row[name]) if name in _TIMES else row[name]
+        if got != value:
+            yield f"table {table}, {where}, {name}: the blocks give {value}, the row says {got}"
+
+
+def _task(books: TaskReplay) -> dict[str, Any]:
+    return {
+        "id": books.task,
+        "owner": books.owner,
+        "terms": books.terms,
+        "version": books.version,
+        "devices": books.count(Role.DEVICE),
+        "validators": books.count(Role.VALIDATOR),
+        "deposited": books.deposited,
+        "paid": books.paid,
+        "withdrawn": books.withdrawn,
+    }
+
+
+def _round(book: RoundBook) -> dict[str, Any]:
+    """Return a round's row; `frontier`, which the tree's growth alone needs, is left out."""
+    kept = ("model_hash", "price", "budget", "verdict_sec", "sum_sec", "close_after")
+    terms = {name: book.terms[name] for name in (*kept, "rule", "tau", "eta_e6", "training")}
+    is_live = book.state is not RoundState.SETTLED
+    none = (bytes(32), bytes(32))
+    votes = [book.sums.get(name, none) for name in book.validators] if is_live else []
+    return {
+        "version": book.version,
+        "state": book.state,
+        "model_cid": book.model_cid.hex(),
+        **terms,
+        "deadline": book.deadline,
+        "verdict_deadline": book.verdict_deadline,
+        "sum_deadline": book.sum_deadline,
+        "uploads": book.uploads,
+        "pending": book.pending,
+        "accepted": book.accepted,
+        "refused": book.refused,
+        "reserved": book.reserved,
+        "paid": book.paid,
+        "sum_hash": book.sum_hash.hex(),
+        "sum_cid": book.sum_cid.hex(),
+        "root": book.root.hex(),
+        "settled": book.settled,
+        "cursor": book.cursor,
+        "validators": list(book.validators) if is_live else [],
+        "sums": [{"hash": digest.hex(), "cid": cid.hex()} for digest, cid in votes],
+    }
+
+
+def _member(account: str, book: MemberBook, rounds: Mapping[int, RoundBook]) -> dict[str, Any]:
+    upload = book.upload
+    verdicts = bytearray(32)
+    if upload is not None:
+        for place, validator in enumerate(rounds[upload.version].validators):
+            verdicts[place] = upload.verdicts.get(validator, 0)
+    zero = bytes(32).hex()
+    return {
+        "account": account,
+        "role": book.role,
+        "joined": book.joined,
+        "enc_key": book.enc_key.hex(),
+        "classes": book.classes,
+        "set_version": book.set_version,
+        "set_cid": book.set_cid.hex(),
+        "set_hash": book.set_hash.hex(),
+        "upload_version": upload.version if upload else 0,
+        "upload_hash": upload.hash.hex() if upload else zero,
+        "upload_cid": upload.cid.hex() if upload else zero,
+        "upload_cost": upload.cost if upload else 0,
+        "error_first": upload.error_first if upload else 0,
+        "error_last": upload.error_last if upload else 0,
+        "upload_state": upload.state if upload else 0,
+        "upload_reason": upload.reason if upload else 0,
+        "verdicts": verdicts.hex(),
+    }

@@ -13,7 +13,7 @@ from device_sdk.budget import Budget
 from device_sdk.rounds import Round
 from gradledger import card as cards
 from gradledger import envelope
-from gradledger.chain.client import ChainClient
+from gradledger.chain.client import ChainClient, PushResult
 from gradledger.chain.contract import (
     CONTRACT_DEFAULT,
     FedLearning,
@@ -29,6 +29,8 @@ from gradledger.chain.contract import (
 from gradledger.chain.contract import Round as RoundRow
 from gradledger.chain.keys import PrivateKey, load_key_file
 from gradledger.chain.names import Asset, Symbol, check_account
+from gradledger.chain.payer import Payer
+from gradledger.chain.transaction import Action
 from gradledger.errors import (
     BlobMissingError,
     ConfigError,
@@ -182,6 +184,9 @@ class Device:
         Kubo's RPC, `/ip4/127.0.0.1/tcp/5001` or `http://...`.
     contract : str
         Account of the contract.
+    payer : str or Payer, optional
+        ``http://host:port`` of a payer's service, whose account pays for this one's CPU and NET.
+        Without it the account needs CPU and NET of its own, where the chain counts them.
 
     Attributes
     ----------
@@ -203,6 +208,7 @@ class Device:
         chain: str | Sequence[str] | ChainClient,
         store: str | Store,
         contract: str = CONTRACT_DEFAULT,
+        payer: str | Payer | None = None,
     ) -> None:
         self.account = check_account(account)
         self.task = check_account(task)
@@ -210,6 +216,7 @@ class Device:
         self.chain = chain if isinstance(chain, ChainClient) else ChainClient(chain)
         self.store = store if isinstance(store, Store) else Store(store)
         self.contract = FedLearning(self.chain, contract)
+        self.payer = Payer(payer) if isinstance(payer, str) else payer
         self._card: cards.TaskCard | None = None
         self._uploaded = 0  # newest round with an upload of ours, as far as seen
         self.budget = Budget()
@@ -309,7 +316,7 @@ class Device:
         if member.joined and (member.enc_key, member.classes) == (public, bits):
             return
         action = self.contract.join(self.task, self.account, public, bits)
-        self.chain.transact([action], [self.key], timeout_sec=timeout_sec)
+        self.chain.wait_irreversible(self.push(action), timeout_sec=timeout_sec)
 
     def _class_bits(self, classes: Iterable[int | str], names: Sequence[str]) -> int:
         bits = 0
@@ -454,6 +461,20 @@ class Device:
         if got != expected:
             raise EnvelopeError(f"{what}: a header with {expected} expected, got {got}")
         return found.open(self.account, self.key.encryption_key())
+
+    def push(self, action: Action) -> PushResult:
+        """Sign and send an action of this device's; the payer pays for it, where there is one.
+
+        Raises
+        ------
+        PayerRefusedError, PayerUnavailableError
+            The payer pays for no such transaction now, or does not answer.
+        ChainError
+            As for `ChainClient.push`.
+        """
+        if self.payer is None:
+            return self.chain.push([action], [self.key])
+        return self.payer.push(self.chain, action, self.key)
 
     # ---- what the rounds need ---------------------------------------------------------------
 

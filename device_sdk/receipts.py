@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,8 @@ from gradledger.chain.contract import Member, UploadState, VerdictCode
 from gradledger.chain.names import Asset
 from gradledger.chain.transaction import Action
 from gradledger.errors import (
-    ContractError,
+    AlreadyDoneError,
+    ChainError,
     IrreversibilityTimeout,
     NodeAnswerError,
     NodeError,
@@ -19,6 +21,7 @@ from gradledger.errors import (
 
 if TYPE_CHECKING:
     from device_sdk.device import Device
+    from gradledger.receipt import SettledReceipt
 
 __all__ = ["REASONS", "Paid", "Receipt", "Refused"]
 
@@ -132,9 +135,9 @@ class Receipt:
         if not self._first:
             self._first = self._following = device.chain.get_info().irreversible_block + 1
         try:
-            result = device.chain.push([self._action], [device.key])
+            result = device.push(self._action)
             self.trx = result.trx_id
-        except (ContractError, NodeError):
+        except ChainError:
             row = device.contract.member(device.task, device.account)
             if row is None or not self._is_ours(row):
                 raise
@@ -157,8 +160,8 @@ class Receipt:
         ------
         IrreversibilityTimeout
             Not known within `timeout_sec`; wait again.
-        ContractError
-            The chain lost the upload, and takes it no more.
+        ContractError, PayerRefusedError
+            The chain lost the upload, and takes it no more, or the payer does not pay for it again.
         """
         end = time.monotonic() + timeout_sec
         while True:
@@ -176,6 +179,45 @@ class Receipt:
                     f"{self._device.account} within {timeout_sec:g} s: {state}"
                 )
             time.sleep(min(POLL_SEC, max(0.0, end - time.monotonic())))
+
+    def to_json(self, *, timeout_sec: float = 60.0) -> str:
+        """Return the receipt as a document that anybody can check without this device.
+
+        It has the path from the upload to the root which the settled round has on chain:
+        docs/protocol.md, section 9. ``gradledger receipt check`` reads it.
+
+        Parameters
+        ----------
+        timeout_sec : float
+            How long to wait until the round is settled, irreversibly.
+
+        Raises
+        ------
+        IrreversibilityTimeout
+            It is not settled within `timeout_sec`: the owner does that at the end of the round.
+        AlreadyDoneError
+            The round has another upload of this device.
+        NodeError
+            The node does not answer, or answers nonsense.
+        """
+        return self._proof(timeout_sec).to_json()
+
+    def save(self, path: str | os.PathLike[str], *, timeout_sec: float = 60.0) -> None:
+        """Write `to_json` to a file, whole or not at all. Raises as `to_json`, and OSError."""
+        self._proof(timeout_sec).save(path)
+
+    def _proof(self, timeout_sec: float) -> SettledReceipt:
+        from gradledger.receipt import prove  # most uploads are never proven to anybody
+
+        device = self._device
+        proof = prove(
+            device.contract, device.task, self.version, device.account, timeout_sec=timeout_sec
+        )
+        if proof.hash != self.hash:
+            raise AlreadyDoneError(
+                "second_upload", f"round {self.version} has another upload of {device.account}"
+            )
+        return proof
 
     def _look(self, end: float) -> tuple[Paid | Refused | None, str]:
         """Look once at the tables and at the new irreversible blocks; say how it stands."""

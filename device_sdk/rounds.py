@@ -243,6 +243,8 @@ class Round:
             The owner's escrow cannot pay for it.
         AlreadyDoneError
             Another update of this device is recorded for the round.
+        PayerRefusedError
+            The payer does not pay for it, for instance because its limits are used up.
         ChainError, StoreError
             Node or store do not answer; try again.
         """

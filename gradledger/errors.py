@@ -8,6 +8,8 @@ GradledgerError
  |   |   +- NodeAnswerError        the node's answer makes no sense: ask another node
  |   |   +- TransactionExpiredError   it can no longer happen: sign anew and send again
  |   |   +- IrreversibilityTimeout    not known yet: wait again
+ |   |   +- PayerUnavailableError     the payer did not do it: try again, or ask the task's owner
+ |   +- PayerRefusedError          it pays for no such transaction now; has `code` and `text`
  |   +- ContractError              a check of a contract said no; has `code` and `text`
  |       +- StaleVersionError      fetch the current round; has `current`
  |       +- RoundClosedError       too late, or too early: wait for the next phase
@@ -69,6 +71,25 @@ class TransactionExpiredError(NodeError):
 
 class IrreversibilityTimeout(NodeError):
     """The transaction did not become irreversible within the bound; it still may."""
+
+
+class PayerUnavailableError(NodeError):
+    """The payer's service did not answer within the bounds, or not as one."""
+
+
+class PayerRefusedError(ChainError):
+    """The payer's service understood the transaction and does not pay for it.
+
+    Attributes
+    ----------
+    code, text : str
+        The service's reason.
+    """
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(f"{code}: {text}")
+        self.code = code
+        self.text = text
 
 
 class ContractError(ChainError):

@@ -36,6 +36,8 @@ A training, step by step:
   gradledger owner settle  --version 1
 or all of it, to be stopped and started again at any point:
   gradledger owner run --plan plan.json
+Devices without CPU and NET, on a chain that counts them:
+  gradledger owner payer --help
 
 Every command takes --home DIR (a network of `gradledger up`) or --chain URL --store ADDR
 --key-file FILE. What the chain does not hold lies in --state DIR.
@@ -136,6 +138,10 @@ def add_commands(subparsers: Any) -> None:
     )
     whole.add_argument("--plan", type=Path, required=True, metavar="FILE")
 
+    from owner.payer.cli import add_commands as add_payer
+
+    add_payer(commands)
+
 
 def _command(
     commands: Any, name: str, action: Any, text: str, **options: Any
@@ -174,7 +180,7 @@ def _names(text: str) -> list[str]:
 # ---- where the parts are ----------------------------------------------------------------------
 
 
-def _load_network(home: Path) -> dict[str, Any]:
+def load_network(home: Path) -> dict[str, Any]:
     """Read what `gradledger up` wrote about its network."""
     path = home / "network.json"
     try:
@@ -204,7 +210,7 @@ def _connect(args: argparse.Namespace) -> tuple[Owner, StateDir]:
 
     level = logging.WARNING if args.verbose else logging.ERROR
     logging.basicConfig(level=level, format="%(levelname)s %(message)s", stream=sys.stderr)
-    network = _load_network(args.home) if args.home is not None else {}
+    network = load_network(args.home) if args.home is not None else {}
     chain = args.chain or network.get("chain")
     store = args.store or network.get("store")
     if not chain or not store:

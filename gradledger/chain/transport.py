@@ -17,11 +17,20 @@ from gradledger.errors import NodeAnswerError, NodeUnavailableError
 _PIECE_BYTES = 65_536
 
 
-class _BoundedReader(io.RawIOBase):
-    """Read from a socket until a moment, however slowly the bytes come."""
+class BoundedReader(io.RawIOBase):
+    """Read from a socket until a moment, however slowly the bytes come.
 
-    def __init__(self, sock: socket.socket, end: float) -> None:
-        self._sock, self._end = sock, end
+    Parameters
+    ----------
+    sock : socket
+    end : float
+        Of `time.monotonic`; reading raises TimeoutError after it.
+    bytes_max : int, optional
+        After so many bytes the end of the stream is reported.
+    """
+
+    def __init__(self, sock: socket.socket, end: float, *, bytes_max: int | None = None) -> None:
+        self._sock, self._end, self._left = sock, end, bytes_max
 
     def readable(self) -> bool:
         return True
@@ -31,16 +40,22 @@ class _BoundedReader(io.RawIOBase):
         if left <= 0:
             raise TimeoutError
         self._sock.settimeout(left)
-        return self._sock.recv_into(buffer)
+        if self._left is None:
+            return self._sock.recv_into(buffer)
+        if not self._left:
+            return 0
+        got = self._sock.recv_into(buffer, min(len(buffer), self._left))
+        self._left -= got
+        return got
 
 
 class _BoundedResponse(http.client.HTTPResponse):
-    """An answer that is read through a `_BoundedReader`, its head included."""
+    """An answer that is read through a `BoundedReader`, its head included."""
 
     def __init__(self, sock: socket.socket, *, end: float, method: str | None = None) -> None:
         super().__init__(sock, method=method)
         self.holder = self.fp  # keeps the socket open where the node asks to close it
-        self.fp = io.BufferedReader(_BoundedReader(sock, end))
+        self.fp = io.BufferedReader(BoundedReader(sock, end))
 
 
 class _Connections(dict[str, http.client.HTTPConnection]):

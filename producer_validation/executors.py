@@ -232,7 +232,19 @@ class DaskWorkers(Executor):
                 except ConfigError as error:
                     raise WorkersError(str(error)) from error
                 self._executor = self._client.get_executor(pure=False)
-            return self._executor.submit(fn, *args, **kwargs)
+            client = self._client
+            if client.status != "running":
+                raise WorkersError(f"Dask: the scheduler at {self.address} went away")
+            inner = self._executor.submit(fn, *args, **kwargs)
+        outer: Future[Any] = Future()
+        inner.add_done_callback(lambda done: _hand_on(done, outer))
+
+        def give_up(asked: Future[Any]) -> None:
+            if asked.cancelled() and client.status == "running":
+                inner.cancel()
+
+        outer.add_done_callback(give_up)
+        return outer
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Leave the cluster, which goes on; calls under way are given up unless `wait`."""

@@ -21,6 +21,7 @@ start here:
   gradledger up                       a local network to try things on; then `gradledger status`
   gradledger owner --help             create a task, open rounds, aggregate, pay
   gradledger validator --help         check uploads beside a producer, or on your own
+  gradledger watch TASK               a round as it happens
   gradledger audit TASK               was every payment right? from the blocks alone
 
 `gradledger COMMAND --help` says more and has examples. Devices embed `device_sdk` in Python.
@@ -32,6 +33,7 @@ _GROUPS = {
     "owner.cli": ("owner",),
     "producer_validation.cli": ("validator",),
     "gradledger.audit.cli": ("audit", "receipt"),
+    "gradledger.watch": ("watch",),
     "gradledger.demo.cli": ("demo",),
 }
 

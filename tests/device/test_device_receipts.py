@@ -58,7 +58,7 @@ class Chain:
     def member(self, task: str, account: str) -> Any:
         return self.row
 
-    def push(self, actions: Any, keys: Any) -> Any:
+    def push(self, action: Any) -> Any:
         self.sent += 1
         return SimpleNamespace(trx_id="upload")
 

@@ -18,10 +18,11 @@ WORKERS ?= 2
 READY := $(VENV)/.ready
 READY_INTEROP := .venv-interop/.ready
 READY_TORCH := .venv-torch/.ready
+READY_TENSEAL := .venv-tenseal/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-interop setup-torch demo test test-torch lint types format contracts \
-  check-contracts bench lock clean
+.PHONY: help setup setup-interop setup-torch setup-tenseal demo test test-torch lint types \
+  format contracts check-contracts bench lock clean
 
 help: ## say what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -56,6 +57,14 @@ $(READY_TORCH): $(READY)
 	  base = pathlib.Path('$(VENV)').resolve() / here.relative_to(here.parents[2]); \
 	  (here / 'base.pth').write_text(f'import site; site.addsitedir({str(base)!r})\n')"
 	@.venv-torch/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0
+	@touch $@
+
+setup-tenseal: $(READY_TENSEAL) ## make .venv-tenseal: CKKS, for bench.paillier to measure too
+
+$(READY_TENSEAL): $(READY) requirements/tenseal.in
+	@test -x .venv-tenseal/bin/python || $(BIN)/python -m venv .venv-tenseal
+	@.venv-tenseal/bin/python -m pip --disable-pip-version-check install --quiet \
+	  --only-binary :all: -r requirements/tenseal.in
 	@touch $@
 
 demo: setup ## ten devices, fifteen rounds, four validators, on real parts (OUT=DIR)
@@ -99,4 +108,5 @@ lock: setup ## resolve requirements/*.in anew (needs uv)
 	    --output-file requirements/$$one.lock requirements/$$one.in; done
 
 clean: ## remove what setup and the tools made
-	@rm -rf $(VENV) .venv-interop .venv-torch build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	@rm -rf $(VENV) .venv-interop .venv-torch .venv-tenseal build dist *.egg-info \
+	  .mypy_cache .ruff_cache .pytest_cache

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gradledger.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gradledger.chain.client import ChainClient
+    from gradledger.chain.client import ChainClient, Timeout
     from gradledger.store import Store
 
 HOME_DEFAULT = ".gradledger"
@@ -48,8 +48,13 @@ def add_places(parser: argparse.ArgumentParser, *, store: bool = False) -> None:
     )
 
 
-def find_places(args: argparse.Namespace) -> Places:
+def find_places(args: argparse.Namespace, *, timeout: Timeout | None = None) -> Places:
     """Return what the flags name; the local network fills what they leave out.
+
+    Parameters
+    ----------
+    timeout : Timeout, optional
+        Of calls to a node.
 
     Raises
     ------
@@ -73,7 +78,7 @@ def find_places(args: argparse.Namespace) -> Places:
         address = address or info.store_addr
     is_wanted = hasattr(args, "store") and address not in (None, NO_STORE)
     return Places(
-        ChainClient(chain),
+        ChainClient(chain, timeout=timeout),
         Store(str(address)) if is_wanted else None,
         contract or CONTRACT_DEFAULT,
     )

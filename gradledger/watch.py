@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from gradledger.chain.client import ChainInfo
+from gradledger.chain.client import ChainInfo, Timeout
 from gradledger.chain.contract import (
     FedLearning,
     Member,
@@ -243,7 +243,7 @@ def _watch(args: argparse.Namespace) -> int:
             f"--interval: expected {INTERVAL_SEC_MIN:g} to {INTERVAL_SEC_MAX:g} s, "
             f"got {args.interval:g}"
         )
-    places = find_places(args)
+    places = find_places(args, timeout=Timeout(connect=2.0, read=5.0))
     contract = FedLearning(places.chain, places.contract)
     first = read_snapshot(contract, args.task)  # a wrong name or address ends it here
     is_terminal = sys.stdout.isatty() and not args.json
@@ -337,7 +337,7 @@ class _Screen:
         self._console = Console()
         self._live = Live(console=self._console, auto_refresh=False, vertical_overflow="crop")
         self._last: Snapshot | None = None
-        self._away_since = 0.0
+        self._seen_at = 0.0
 
     def __enter__(self) -> _Screen:
         self._live.start()
@@ -354,10 +354,9 @@ class _Screen:
         """Draw what was seen; while the node is away, what was seen last."""
         note = ""
         if isinstance(seen, NodeError):
-            self._away_since = self._away_since or time.monotonic()
-            note = f"the node has been away for {time.monotonic() - self._away_since:.0f} s"
+            note = f"the node has been away for {time.monotonic() - self._seen_at:.0f} s"
         else:
-            self._last, self._away_since = seen, 0.0
+            self._last, self._seen_at = seen, time.monotonic()
         if self._last is not None:
             self._live.update(_picture(self._last, note), refresh=True)
 

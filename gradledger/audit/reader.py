@@ -207,8 +207,16 @@ class BlockReader:
             The node does not answer, or has a block no more.
         """
         stretch = Stretch(first=last + 1, last=last)
+        try:
+            self._read_into(stretch, first, last_id)
+        except BaseException:
+            stretch.close()
+            raise
+        return stretch
+
+    def _read_into(self, stretch: Stretch, first: int, last_id: str) -> None:
         expected, named_by = last_id, "the last irreversible block"
-        numbers = iter(range(last, first - 1, -1))
+        numbers = iter(range(stretch.last, first - 1, -1))
         under_way: deque[Future[tuple[RawBlock, list[Step]]]] = deque()
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="audit") as pool:
             try:
@@ -225,7 +233,6 @@ class BlockReader:
                 for one in under_way:
                     one.cancel()
         stretch.first_previous = expected
-        return stretch
 
     def _note(self, stretch: Stretch, block: RawBlock, steps: list[Step]) -> None:
         stretch.first = block.number

@@ -139,7 +139,7 @@ def _member(account: str, book: MemberBook, rounds: Mapping[int, RoundBook]) -> 
     return {
         "account": account,
         "role": book.role,
-        "joined": book.joined,
+        "joined": int(book.joined),
         "enc_key": book.enc_key.hex(),
         "classes": book.classes,
         "set_version": book.set_version,

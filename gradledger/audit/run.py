@@ -210,12 +210,12 @@ class Audit:
             raise NodeAnswerError(f"expected a producer schedule, it lacks {error}") from None
 
     def _enter(self, books: TaskReplay, signers: Signers, step: Step) -> None:
+        signers.check(step)
         try:
             payments = books.apply(step)
         except UnexplainedError as error:
             hidden = "" if self.report.traces else _HIDDEN
             raise UnexplainedError(f"{error}{hidden}") from None
-        signers.check(step)
         if step.code:
             self.report.notes.append(f"block {step.block} sets the contract's code {step.code}")
         if self._keep_payments:

@@ -236,7 +236,7 @@ class Device:
         EnvelopeError
             The task card is not the one that the task's hash names.
         PrivacyError
-            The card's claim about privacy is not what its noise gives.
+            The card's claim about privacy is not what its noise gives, or the codec cuts the noise.
         ConfigError
             The task has differential privacy, and the library that computes it is not installed.
         ChainError, StoreError
@@ -489,6 +489,7 @@ class Device:
                 )
             if card.privacy is not None:
                 card.privacy.check_claim()
+                card.privacy.check_codec(task.terms.clip_e6)
             self._card = card
         return self._card
 

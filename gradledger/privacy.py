@@ -303,8 +303,9 @@ class Privacy:
         """Refuse a codec that would cut off much of the noise.
 
         The cut takes nothing from the guarantee, for it comes after the noise. But what is cut off
-        is missing from the mean, which is drawn towards zero, and from the noise of the sum. A
-        wider bound costs nothing: its steps of clip / 32768 stay far below the noise.
+        is missing from the mean, which is drawn towards zero, and from the noise of the sum, so
+        that the figure for the sum is void. A wider bound costs nothing: its steps of clip / 32768
+        stay far below the noise.
 
         Parameters
         ----------
@@ -313,13 +314,13 @@ class Privacy:
 
         Raises
         ------
-        ConfigError
+        PrivacyError
             The bound is below 4 standard deviations of the noise.
         """
         clip = clip_e6 / E6
         if clip < CUT_SIGMAS * self.sigma:
             share = math.erfc(clip / (self.sigma * math.sqrt(2)))
-            raise ConfigError(
+            raise PrivacyError(
                 f"privacy: the noise has standard deviation {self.sigma:.6g} on each parameter, "
                 f"and clip {clip:g} would cut off {share:.2%} of the values and draw the mean "
                 f"towards zero: expected clip of at least {CUT_SIGMAS * self.sigma:.6g}"
@@ -421,7 +422,7 @@ def _epsilon(multiplier: float, delta_e12: int, rounds: int) -> float:
             f"a noise multiplier of {multiplier:g} over {rounds} rounds protects nothing: expected "
             f"at least {MULTIPLIER_MIN * math.sqrt(rounds):g}"
         )
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # the solver takes logarithms of zero on its way
         return float(solve(together, delta_e12 / E12))
 
 

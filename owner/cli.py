@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradledger.errors import ConfigError
+from gradledger.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
-    from gradledger.chain.contract import Round
+    from gradledger.chain.contract import Round, Task
     from gradledger.chain.names import Symbol
     from gradledger.models import Model
     from owner.owner import Owner
@@ -415,6 +415,25 @@ def _round_facts(found: Round) -> dict[str, Any]:
     return {**facts, "state": found.state.name.lower()}
 
 
+def _privacy_facts(owner: Owner, task: Task) -> dict[str, Any] | None:
+    """Return what the task's card says of privacy; without IPFS the rest is still to be shown."""
+    try:
+        privacy = owner.privacy(task)
+        if privacy is None:
+            return None
+        spent = privacy.spent(task.version)
+        return {
+            "clip_norm": privacy.clip_norm,
+            "sigma": privacy.sigma,
+            "rounds": privacy.rounds,
+            "epsilon": privacy.epsilon(),
+            "delta": privacy.delta,
+            "spent": {"rounds": spent.rounds, "epsilon": spent.epsilon, "delta": spent.delta},
+        }
+    except (StoreError, ConfigError) as exc:
+        return {"error": str(exc)}
+
+
 def _status(args: argparse.Namespace) -> None:
     from gradledger.chain.contract import Mode, Role
     from gradledger.chain.names import Asset
@@ -425,8 +444,7 @@ def _status(args: argparse.Namespace) -> None:
     rounds = list(owner.contract.rounds(owner.task))
     members = owner.members()
     symbol = task.terms.token_symbol
-    privacy = owner.privacy(task)
-    spent = privacy.spent(task.version) if privacy is not None else None
+    privacy = _privacy_facts(owner, task)
     names = ("deposited", "paid", "reserved", "withdrawn", "free", "balance")
     money = {name: getattr(escrow, name) for name in names}
     if args.json:
@@ -442,17 +460,8 @@ def _status(args: argparse.Namespace) -> None:
                 for m in members
             ],
             "rounds": [_round_facts(each) for each in rounds],
-            "privacy": None,
+            "privacy": privacy,
         }
-        if privacy is not None and spent is not None:
-            document["privacy"] = {
-                "clip_norm": privacy.clip_norm,
-                "sigma": privacy.sigma,
-                "rounds": privacy.rounds,
-                "epsilon": privacy.epsilon(),
-                "delta": privacy.delta,
-                "spent": {"rounds": spent.rounds, "epsilon": spent.epsilon, "delta": spent.delta},
-            }
         print(json.dumps(document, indent=2))
         return
     print(f"task {task.id} of {task.owner}, {Mode(task.terms.mode).name.lower()} mode")
@@ -462,10 +471,13 @@ def _status(args: argparse.Namespace) -> None:
         print(f"{role.name.lower()}s: {len(of_role)} admitted, {joined} joined")
     print(", ".join(f"{name} {Asset(amount, symbol)}" for name, amount in money.items()))
     print("the escrow equation holds" if escrow.conserved else "THE ESCROW EQUATION DOES NOT HOLD")
-    if privacy is not None and spent is not None:
+    if privacy is not None and "error" in privacy:
+        print(f"whether the task has differential privacy is not known now: {privacy['error']}")
+    elif privacy is not None:
+        spent = privacy["spent"]
         print(
-            f"epsilon {spent.epsilon:.4g} of {privacy.epsilon():.4g} given away, in {spent.rounds} "
-            f"of {privacy.rounds} rounds, at delta {privacy.delta:g}"
+            f"epsilon {spent['epsilon']:.4g} of {privacy['epsilon']:.4g} given away, in "
+            f"{spent['rounds']} of {privacy['rounds']} rounds, at delta {privacy['delta']:g}"
         )
     head = ("round", "state", "uploads", "accepted", "refused", "pending", "paid")
     rows = [

@@ -204,10 +204,10 @@ class Owner:
         Raises
         ------
         ConfigError
-            The mode asks for a Paillier key and there is none; the codec's clip leaves no room for
-            the noise; the task exists with other terms.
+            The mode asks for a Paillier key and there is none; the task exists with other terms.
         PrivacyError
-            The terms claim another epsilon than their noise gives.
+            The terms claim another epsilon than their noise gives, or the codec's clip leaves no
+            room for the noise.
         """
         if privacy is not None:
             privacy.check_claim()

@@ -80,6 +80,11 @@ def test_a_false_claim_is_refused(scene: MakeScene) -> None:
             ask()
 
 
+def test_a_codec_that_cuts_the_noise_of_others_is_refused(scene: MakeScene) -> None:
+    with pytest.raises(PrivacyError, match="clip 1 would cut off"):
+        scene(privacy=TERMS).device().terms()
+
+
 def test_a_device_without_the_library_stays_away(
     scene: MakeScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:

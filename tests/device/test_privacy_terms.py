@@ -191,9 +191,9 @@ def test_quantising_what_was_quantised_changes_nothing() -> None:
 def test_a_codec_that_cuts_the_noise_is_refused() -> None:
     least = math.ceil(4 * TERMS.sigma * 1e6)
     TERMS.check_codec(least)
-    with pytest.raises(ConfigError, match=r"cut off 0\.01% .* expected clip of at least 15\.18"):
+    with pytest.raises(PrivacyError, match=r"cut off 0\.01% .* expected clip of at least 15\.18"):
         TERMS.check_codec(least - 1)
-    with pytest.raises(ConfigError, match=r"clip 1 would cut off 79\.2.% of the values"):
+    with pytest.raises(PrivacyError, match=r"clip 1 would cut off 79\.2.% of the values"):
         TERMS.check_codec(1_000_000)
 
 

@@ -95,7 +95,7 @@ def test_a_plan_with_privacy_gets_its_noise():
 )
 def test_a_plan_with_useless_privacy_is_refused(changes, message):
     privacy = {**PRIVACY, **changes}
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(GradledgerError, match=message):
         Plan.from_dict({**FIELDS, "clip": 7, "privacy": privacy})
 
 

@@ -14,7 +14,7 @@ from played import EXAMPLES, Phone, Training, points, train
 from device_sdk import Device, Paid, Update
 from gradledger.card import task_codec
 from gradledger.cli import main
-from gradledger.errors import ConfigError
+from gradledger.errors import PrivacyError
 from gradledger.models import Model
 from owner.run import create_task, first_model, run
 
@@ -96,12 +96,19 @@ def test_noisy_updates_are_paid_and_summed(make_training, tmp_path, capsys):
     }
     assert main(words) == 0
     assert "epsilon 30 of 30 given away, in 2 of 2 rounds" in capsys.readouterr().out
+    # Without IPFS the chain's part is shown all the same.
+    gone = ["--store", "http://127.0.0.1:9"]
+    assert main([*words, *gone, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["version"] == ROUNDS and set(found["privacy"]) == {"error"}
+    assert main([*words, *gone]) == 0
+    assert "differential privacy is not known now" in capsys.readouterr().out
 
 
 def test_a_task_is_not_created_with_a_codec_that_cuts_the_noise(make_training):
     training: Training = make_training(privacy=PRIVACY)
     owner, plan = training.make_owner(), training.plan
     object.__setattr__(plan, "clip", 0.5)
-    with pytest.raises(ConfigError, match=r"clip 0\.5 would cut off"):
+    with pytest.raises(PrivacyError, match=r"clip 0\.5 would cut off"):
         create_task(owner, plan)
     assert not owner.exists()

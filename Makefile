@@ -29,7 +29,8 @@ help: ## say what can be made
 
 setup: $(READY) ## make .venv with everything locked (PYTHON=python3.12 chooses the interpreter)
 
-$(READY): requirements/build.lock requirements/dev.lock setup.cfg pyproject.toml
+$(READY): requirements/build.lock requirements/dev.lock setup.cfg setup.py pyproject.toml \
+  $(wildcard gradledger/paillier/csrc/*)
 	@test -n "$(PYTHON)" && $(PYTHON) -c '$(FITS)' || \
 	  { echo "set-up needs Python 3.10 to 3.13, found none: make PYTHON=/path/to/python" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

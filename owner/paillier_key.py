@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import stat
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,13 @@ from numpy.typing import NDArray
 
 from gradledger.codec import Codec
 from gradledger.errors import ConfigError, PaillierError
-from gradledger.paillier import BITS_DEFAULT, BITS_MAX, BITS_MIN, PaillierPublicKey
+from gradledger.paillier import BITS_DEFAULT, BITS_MAX, BITS_MIN, PaillierPublicKey, engines
 
 PRIMALITY_ROUNDS = 40
 WORKERS_MAX = 256
 KEY_FILE_BYTES_MAX = 65_536
 
 _CANDIDATES_MAX = 1_000_000
-_SHARE = 16  # ciphertexts that a worker takes at a time
 
 
 class PaillierPrivateKey:
@@ -41,7 +39,7 @@ class PaillierPrivateKey:
         `PaillierPublicKey`.
     """
 
-    __slots__ = ("_p", "_p_inverse", "_q", "public")
+    __slots__ = ("_decryptors", "_p", "_q", "public")
 
     def __init__(self, p: int, q: int, *, allow_insecure_size_for_tests: bool = False) -> None:
         import gmpy2
@@ -57,7 +55,7 @@ class PaillierPrivateKey:
         self.public = PaillierPublicKey(
             int(n), allow_insecure_size_for_tests=allow_insecure_size_for_tests
         )
-        self._p_inverse = gmpy2.invert(self._p, self._q)
+        self._decryptors: dict[str, Any] = {}
 
     @classmethod
     def generate(
@@ -209,7 +207,7 @@ class PaillierPrivateKey:
         count : int, 1..codec.devices_max
             How many updates are in the sum.
         workers : int, 1..256
-            Threads; gmpy2 releases the interpreter lock while it raises to powers.
+            Threads.
 
         Returns
         -------
@@ -231,51 +229,26 @@ class PaillierPrivateKey:
             raise PaillierError(f"expected a sum of 1..{codec.devices_max} updates, got {count}")
         if not 1 <= workers <= WORKERS_MAX:
             raise PaillierError(f"expected 1..{WORKERS_MAX} workers, got {workers}")
-        self.public.check_ciphertexts(ciphertexts, codec)
-        width = self.public.ciphertext_bytes * _SHARE
-        shares = [ciphertexts[start : start + width] for start in range(0, len(ciphertexts), width)]
-        if workers == 1:
-            parts = list(map(self._decrypt_share, shares))
-        else:
-            with ThreadPoolExecutor(workers) as pool:
-                parts = list(pool.map(self._decrypt_share, shares))
-        sums = codec.unpack([plaintext for part in parts for plaintext in part], self.public.bits)
+        self.public.check_ciphertexts(ciphertexts, codec, threads=workers)
+        plaintexts = self._decryptor().decrypt(ciphertexts, workers)
+        sums = codec.unpack(plaintexts, self.public.bits)
         codec.check_sums(sums, count)
         return sums
 
-    def _decrypt_share(self, ciphertexts: bytes) -> list[bytes]:
-        """Decrypt a few ciphertexts; each plaintext as a little-endian integer."""
-        import gmpy2
-
-        width = self.public.ciphertext_bytes
-        numbers = [
-            gmpy2.mpz.from_bytes(ciphertexts[start : start + width], "big")
-            for start in range(0, len(ciphertexts), width)
-        ]
-        p, q = self._p, self._q
-        plaintexts = []
-        for of_p, of_q in zip(
-            _decrypt_modulo(numbers, p, q), _decrypt_modulo(numbers, q, p), strict=True
-        ):
-            plaintext = of_p + p * ((of_q - of_p) * self._p_inverse % q)
-            plaintexts.append(plaintext.to_bytes((self.public.bits + 7) // 8, "little"))
-        return plaintexts
+    def _decryptor(self) -> Any:
+        """Return what decrypts with the backend in use, kept for the next time."""
+        engine = engines.current()
+        if engine.name not in self._decryptors:
+            self._decryptors[engine.name] = engine.decryptor(
+                self._p, self._q, self.public.ciphertext_bytes
+            )
+        return self._decryptors[engine.name]
 
     def __repr__(self) -> str:
         return f"PaillierPrivateKey({self.public!r}, p=***, q=***)"
 
     def __reduce__(self) -> Any:
         raise TypeError("a Paillier private key is not pickled; use save and load")
-
-
-def _decrypt_modulo(numbers: list[Any], prime: Any, other: Any) -> list[Any]:
-    """Return the plaintexts modulo `prime`: L(c^(prime-1) mod prime^2) / L(g^(prime-1)...)."""
-    import gmpy2
-
-    square = prime * prime
-    scale = gmpy2.invert(-other, prime)
-    powers = gmpy2.powmod_base_list([number % square for number in numbers], prime - 1, square)
-    return [(power - 1) // prime * scale % prime for power in powers]
 
 
 def _random_prime(bits: int) -> Any:

@@ -1,5 +1,6 @@
 """Paillier vectors under one public key: encrypt, add, check. `docs/protocol.md`, section 2.2."""
 
+from gradledger.paillier.engines import backend, backends
 from gradledger.paillier.public import (
     BITS_DEFAULT,
     BITS_MAX,
@@ -17,6 +18,8 @@ __all__ = [
     "BITS_MIN",
     "SMALL_FACTOR_MAX",
     "PaillierPublicKey",
+    "backend",
+    "backends",
     "key_hash",
     "split_sum_payload",
     "sum_payload",

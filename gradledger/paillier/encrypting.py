@@ -1,9 +1,9 @@
-"""Encrypting vectors: the powers of a fixed base from a comb table.
+"""Encrypting vectors under one key: fresh exponents, and the powers of a fixed base.
 
 A ciphertext is (1 + m n) hs^a mod n^2 with a fresh short exponent a of bits(n)/2 bits (Damgard,
-Jurik, Nielsen 2010, section 4.2); the powers of the fixed base hs come from a comb table (Lim, Lee
-1994). Residues modulo n^2 are held as pairs A + B n, so that a product takes three products and two
-divisions of half the size. Nothing here is constant-time; see `docs/caveats.md`.
+Jurik, Nielsen 2010, section 4.2), or of bits(n) + 128 bits in strict mode, which makes hs^a all but
+uniform in the group that hs generates, without an assumption on short exponents. The powers of hs
+come from a comb table (Lim, Lee 1994).
 """
 
 from __future__ import annotations
@@ -11,125 +11,194 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from gradledger.codec import Codec
+from gradledger.codec import Codec
+from gradledger.errors import CodecError, PaillierError
+from gradledger.paillier import engines, native
 
-ENCRYPTORS_MAX = 2  # comb tables kept by a process, about 12 MB each at 3072 bits
-COMB_SMALL = (7, 8)  # teeth, blocks: 1,024 entries
-COMB_LARGE = (10, 14)  # 14,336 entries
-COMB_LARGE_FROM = 48  # ciphertexts in an update from which the large table pays within 5 rounds
+ENCRYPTORS_MAX = 2  # tables kept by a process: some MB each, fast=True up to 15 MB at 3072 bits
+BLOCK = 256  # ciphertexts whose exponents are drawn at a time, on every backend alike
+STRICT_EXTRA_BITS = 128
+THREADS_MAX = 256
 
-_BATCH = 32  # ciphertexts whose exponents are drawn at a time
+
+def strict_bits(n: int) -> int:
+    """Return the length of exponents in strict mode.
+
+    Parameters
+    ----------
+    n : int
+        Modulus of the key.
+
+    Returns
+    -------
+    int
+        bits(n) + 128.
+    """
+    return n.bit_length() + STRICT_EXTRA_BITS
+
+
+def check_threads(threads: int) -> None:
+    """Refuse a number of threads that is out of bounds.
+
+    Parameters
+    ----------
+    threads : int
+        Wanted.
+
+    Raises
+    ------
+    PaillierError
+        It is not in 1..256.
+    """
+    if not 1 <= threads <= THREADS_MAX:
+        raise PaillierError(f"expected 1..{THREADS_MAX} threads, got {threads}")
+
+
+def codes_of(update: NDArray[Any], codec: Codec) -> NDArray[np.uint16]:
+    """Return the codes of an update, quantised if it holds values.
+
+    Parameters
+    ----------
+    update : ndarray of uint16 (codes) or float (values), shape (parameters,)
+        The update.
+    codec : Codec
+        Of the task.
+
+    Returns
+    -------
+    ndarray of uint16, shape (parameters,)
+        The codes.
+
+    Raises
+    ------
+    CodecError
+        Another type or shape, or a value is not finite.
+    """
+    if not isinstance(update, np.ndarray) or (
+        update.dtype != np.uint16 and update.dtype.kind != "f"
+    ):
+        raise CodecError("expected an array of uint16 codes or of floats")
+    if update.dtype.kind == "f":
+        return engines.current().quantise(update, codec)
+    if update.shape != (codec.parameters,):
+        raise CodecError(f"expected {codec.parameters} codes in one row, got {update.shape}")
+    return update
 
 
 class Encryptor:
     """A comb table for one key and one base, and the encryption that uses it.
 
-    The exponent's bits stand in `teeth` rows of `blocks` x `depth` columns. Column c of block j and
-    depth k is an index into block j of the table, whose entry u is the product over the rows i in u
-    of hs^(2^(row_bits i + depth j)).
+    Parameters
+    ----------
+    n : int
+        Modulus of the key.
+    unit : int
+        A random unit x modulo n: h = -x^2 mod n, and the base is hs = h^n mod n^2.
+    exponent_bits : int, optional
+        Length of exponents; by default half of n's, rounded up.
+    fast : bool
+        Take a large table and read it at addresses that depend on the exponents.
+    size : tuple of int, int, optional
+        Teeth and blocks of the table; by default the backend's choice for a long update.
+
+    Notes
+    -----
+    The backend is the one in use now. What comes out does not depend on it, nor on `size`.
     """
 
-    def __init__(self, n: int, unit: int, teeth: int, blocks: int) -> None:
+    def __init__(
+        self,
+        n: int,
+        unit: int,
+        exponent_bits: int | None = None,
+        fast: bool = False,
+        size: tuple[int, int] | None = None,
+    ) -> None:
         import gmpy2
 
-        self.n = n
-        self.exponent_bits = (n.bit_length() + 1) // 2
-        self.teeth = teeth
-        self.depth = -(-self.exponent_bits // (teeth * blocks))
-        self.blocks = -(-self.exponent_bits // (teeth * self.depth))
-        self._n = gmpy2.mpz(n)
-        h = -gmpy2.mpz(unit) * unit % self._n
-        self.hs = gmpy2.powmod(h, self._n, self._n * self._n)
-        self._low: list[Any] = []
-        self._high: list[Any] = []
-        self._fill()
+        self.n = int(n)
+        self.exponent_bits = exponent_bits or (self.n.bit_length() + 1) // 2
+        h = -gmpy2.mpz(unit) * unit % self.n
+        hs = int(gmpy2.powmod(h, self.n, self.n * self.n))
+        engine = engines.current()
+        size = size or engine.comb_size(fast, BLOCK)
+        self.comb = engine.comb(self.n, hs, self.exponent_bits, fast, size)
 
-    def _fill(self) -> None:
-        import gmpy2
+    def blocks(
+        self,
+        codes: NDArray[np.uint16],
+        codec: Codec,
+        random_bytes: Callable[[int], bytes],
+        threads: int = 1,
+    ) -> Iterator[bytes]:
+        """Encrypt codes, a block of ciphertexts at a time.
 
-        wanted = {
-            self.depth * (self.blocks * row + block): (block, row)
-            for row in range(self.teeth)
-            for block in range(self.blocks)
-        }
-        bases: dict[tuple[int, int], tuple[Any, Any]] = {}
-        high, low = gmpy2.f_divmod(self.hs, self._n)
-        for power in range(max(wanted) + 1):
-            if power in wanted:
-                bases[wanted[power]] = (low, high)
-            low, high = self._multiply(low, high, low, high)
-        for block in range(self.blocks):
-            start = len(self._low)
-            self._low.append(gmpy2.mpz(1))
-            self._high.append(gmpy2.mpz(0))
-            for entry in range(1, 1 << self.teeth):
-                row = entry.bit_length() - 1
-                rest = start + (entry ^ (1 << row))
-                base = bases[block, row]
-                product = self._multiply(self._low[rest], self._high[rest], *base)
-                self._low.append(product[0])
-                self._high.append(product[1])
+        Parameters
+        ----------
+        codes : ndarray of uint16, shape (parameters,)
+            From `codes_of`.
+        codec : Codec
+            Of the task.
+        random_bytes : callable
+            Must be the operating system's generator but for known answers. Called once for each
+            block; an exponent is ceil(exponent_bits / 8) bytes, little endian, in the order of the
+            ciphertexts, and bits above `exponent_bits` are ignored.
+        threads : int
+            Parts of a block that are in work at once.
 
-    def _multiply(self, low: Any, high: Any, low2: Any, high2: Any) -> tuple[Any, Any]:
-        """Multiply two residues modulo n^2, each A + B n."""
-        import gmpy2
+        Yields
+        ------
+        bytes
+            256 ciphertexts, fewer at the end.
+        """
+        slots = codec.slots(self.n.bit_length())
+        count = codec.plaintexts(self.n.bit_length())
+        width = (self.exponent_bits + 7) // 8
+        for start in range(0, count, BLOCK):
+            of_block = min(BLOCK, count - start)
+            exponents = random_bytes(of_block * width)
+            values = codes[start * slots : (start + of_block) * slots]
 
-        carry, rest = gmpy2.f_divmod(low * low2, self._n)
-        return rest, (low * high2 + high * low2 + carry) % self._n
+            def share(
+                first: int,
+                size: int,
+                values: NDArray[np.uint16] = values,
+                exponents: bytes = exponents,
+            ) -> bytes:
+                return self.comb.encrypt(
+                    values[first * slots : (first + size) * slots],
+                    codec,
+                    exponents[first * width : (first + size) * width],
+                )
+
+            yield b"".join(native.in_shares(of_block, self.comb.lanes, threads, share))
 
     def encrypt(
-        self, codes: NDArray[np.uint16], codec: Codec, random_bytes: Callable[[int], bytes]
+        self,
+        codes: NDArray[np.uint16],
+        codec: Codec,
+        random_bytes: Callable[[int], bytes],
+        threads: int = 1,
     ) -> bytes:
-        """Encrypt codes; `random_bytes(count)` must be the OS's generator but for known answers."""
-        import gmpy2
+        """Encrypt codes.
 
-        n, f_divmod = self._n, gmpy2.f_divmod
-        lows, highs = self._low, self._high
-        bits = self.n.bit_length()
-        width = (2 * bits + 7) // 8
-        count = codec.plaintexts(bits)
-        payload = bytearray(count * width)
-        batch: list[Any] = []
-        for place, plaintext in enumerate(codec.pack(codes, bits)):
-            if not batch:
-                batch = self._indexes(min(_BATCH, count - place), random_bytes)
-                batch.reverse()
-            low, high = gmpy2.mpz(1), gmpy2.mpz(0)
-            for column in batch.pop():
-                carry, rest = f_divmod(low * low, n)
-                high = (2 * low * high + carry) % n
-                low = rest
-                for index in column:
-                    factor = lows[index]
-                    carry, rest = f_divmod(low * factor, n)
-                    high = (low * highs[index] + high * factor + carry) % n
-                    low = rest
-            message = gmpy2.mpz.from_bytes(plaintext, "little")
-            number = low + (high + message * low) % n * n
-            payload[place * width : (place + 1) * width] = number.to_bytes(width, "big")
-        return bytes(payload)
+        Parameters
+        ----------
+        codes, codec, random_bytes, threads
+            As `blocks` takes them.
 
-    def _indexes(self, count: int, random_bytes: Callable[[int], bytes]) -> list[Any]:
-        """Draw `count` exponents (little endian); return their table indexes, depth by depth."""
-        row_bits = self.blocks * self.depth
-        width = (self.exponent_bits + 7) // 8
-        raw = np.frombuffer(random_bytes(count * width), dtype=np.uint8).reshape(count, width)
-        bits = np.zeros((count, self.teeth * row_bits), dtype=np.uint8)
-        bits[:, : self.exponent_bits] = np.unpackbits(raw, axis=1, bitorder="little")[
-            :, : self.exponent_bits
-        ]
-        weights = (1 << np.arange(self.teeth)).astype(np.int32)
-        rows = bits.reshape(count, self.teeth, row_bits).astype(np.int32)
-        columns = np.einsum("tir,i->tr", rows, weights).reshape(count, self.blocks, self.depth)
-        columns += (np.arange(self.blocks, dtype=np.int32) << self.teeth)[None, :, None]
-        return columns.transpose(0, 2, 1)[:, ::-1].tolist()
+        Returns
+        -------
+        bytes
+            All ciphertexts.
+        """
+        return b"".join(self.blocks(codes, codec, random_bytes, threads))
 
 
 class EncryptorCache:
@@ -137,17 +206,38 @@ class EncryptorCache:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entries: OrderedDict[tuple[int, tuple[int, int]], Encryptor] = OrderedDict()
+        self._entries: OrderedDict[tuple[object, ...], Encryptor] = OrderedDict()
 
-    def get(self, n: int, size: tuple[int, int]) -> Encryptor:
-        """Return the encryptor of a key, made with a base of its own if it is new."""
+    def get(
+        self, n: int, ciphertexts: int, *, fast: bool = False, strict: bool = False
+    ) -> Encryptor:
+        """Return the encryptor of a key, made with a base of its own if it is new.
+
+        Parameters
+        ----------
+        n : int
+            Modulus of the key.
+        ciphertexts : int
+            In the update: a backend may take a smaller table for a few.
+        fast, strict : bool
+            As `PaillierPublicKey.encrypt` takes them.
+
+        Returns
+        -------
+        Encryptor
+            For the backend in use.
+        """
+        engine = engines.current()
+        size = engine.comb_size(fast, ciphertexts)
+        key = (n, engine.name, size, fast, strict)
         with self._lock:
-            encryptor = self._entries.pop((n, size), None)
+            encryptor = self._entries.pop(key, None)
             if encryptor is None:
                 while len(self._entries) >= ENCRYPTORS_MAX:
                     self._entries.popitem(last=False)
-                encryptor = Encryptor(n, _random_unit(n), *size)
-            self._entries[n, size] = encryptor
+                bits = strict_bits(n) if strict else None
+                encryptor = Encryptor(n, _random_unit(n), bits, fast, size)
+            self._entries[key] = encryptor
             return encryptor
 
 

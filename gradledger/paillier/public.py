@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import secrets
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from gradledger.errors import PaillierError
-from gradledger.paillier import encrypting
+from gradledger.paillier import engines
+from gradledger.paillier.encrypting import ENCRYPTORS, check_threads, codes_of
+from gradledger.paillier.gmpy import read
 
 if TYPE_CHECKING:
     from gradledger.codec import Codec
@@ -209,15 +210,31 @@ class PaillierPublicKey:
         """
         return codec.plaintexts(self.bits) * self.ciphertext_bytes
 
-    def encrypt(self, codes: NDArray[np.uint16], codec: Codec) -> bytes:
+    def encrypt(
+        self,
+        update: NDArray[Any],
+        codec: Codec,
+        *,
+        fast: bool = False,
+        strict: bool = False,
+        threads: int = 1,
+    ) -> bytes:
         """Encrypt an update.
 
         Parameters
         ----------
-        codes : ndarray of uint16, shape (parameters,)
-            From `codec.quantise`.
+        update : ndarray of uint16 or float, shape (parameters,)
+            Codes from `codec.quantise`, or values, which are quantised here.
         codec : Codec
             Of the task.
+        fast : bool
+            Use a larger table and read it at addresses that depend on the secret exponents. For
+            machines on which nobody else can watch caches.
+        strict : bool
+            Exponents of bits(n) + 128 bits in place of half of n's: no assumption on short
+            exponents, and more than twice the time.
+        threads : int, 1..256
+            How many work at once.
 
         Returns
         -------
@@ -227,17 +244,94 @@ class PaillierPublicKey:
         Raises
         ------
         CodecError
-            The codes do not fit the codec.
+            The update does not fit the codec, or a value is not finite (its place is named).
+        PaillierError
+            `threads` is out of bounds.
 
         Notes
         -----
         Randomness comes from the operating system. The comb table is kept for the next round.
         """
-        many = codec.plaintexts(self.bits) >= encrypting.COMB_LARGE_FROM
-        size = encrypting.COMB_LARGE if many else encrypting.COMB_SMALL
-        return encrypting.ENCRYPTORS.get(self.n, size).encrypt(codes, codec, secrets.token_bytes)
+        return b"".join(
+            self.encrypt_stream(update, codec, fast=fast, strict=strict, threads=threads)
+        )
 
-    def add(self, payloads: Iterable[bytes], codec: Codec) -> bytes:
+    def encrypt_stream(
+        self,
+        update: NDArray[Any],
+        codec: Codec,
+        *,
+        fast: bool = False,
+        strict: bool = False,
+        threads: int = 1,
+    ) -> Iterator[bytes]:
+        """Encrypt an update in blocks, for vectors whose ciphertexts do not fit into memory.
+
+        Parameters
+        ----------
+        update, codec, fast, strict, threads
+            As `encrypt` takes them; `update` may be a `numpy.memmap`.
+
+        Returns
+        -------
+        iterator of bytes
+            256 ciphertexts each, fewer at the end; together what `encrypt` returns.
+
+        Raises
+        ------
+        CodecError, PaillierError
+            As in `encrypt`, and here, before the first block.
+        """
+        check_threads(threads)
+        codes = codes_of(update, codec)
+        encryptor = ENCRYPTORS.get(self.n, codec.plaintexts(self.bits), fast=fast, strict=strict)
+        return encryptor.blocks(codes, codec, secrets.token_bytes, threads)
+
+    def encrypt_with_masks(
+        self, update: NDArray[Any], codec: Codec, masks: bytes | memoryview
+    ) -> bytes:
+        """Encrypt an update with masks made ahead.
+
+        Parameters
+        ----------
+        update, codec
+            As `encrypt` takes them.
+        masks : bytes-like
+            `payload_bytes(codec)` bytes: a number r^n mod n^2 for each ciphertext, big endian, used
+            in this order. Whoever makes them sees to it that none serves twice.
+
+        Returns
+        -------
+        bytes
+            The ciphertexts (1 + m n) r^n mod n^2.
+
+        Raises
+        ------
+        CodecError
+            As in `encrypt`.
+        PaillierError
+            The length of `masks` is another, or one is outside [1, n^2).
+        """
+        import gmpy2
+
+        codes = codes_of(update, codec)
+        data = bytes(masks)
+        expected = self.payload_bytes(codec)
+        if len(data) != expected:
+            raise PaillierError(f"expected {expected} bytes of masks, got {len(data)}")
+        parts = []
+        plaintexts = codec.pack(codes, self.bits)
+        numbers = read(data, self.ciphertext_bytes)
+        for place, (plaintext, mask) in enumerate(zip(plaintexts, numbers, strict=True)):
+            if not 0 < mask < self._n_squared:
+                raise PaillierError(f"mask {place}: expected a value in [1, n^2)")
+            high, low = gmpy2.f_divmod(mask, self._n)
+            message = gmpy2.mpz.from_bytes(plaintext, "little")
+            number = low + (high + message * low) % self._n * self._n
+            parts.append(number.to_bytes(self.ciphertext_bytes, "big"))
+        return b"".join(parts)
+
+    def add(self, payloads: Iterable[bytes], codec: Codec, *, threads: int = 1) -> bytes:
         """Return the encrypted sum of updates, taking them one by one.
 
         Parameters
@@ -246,6 +340,8 @@ class PaillierPublicKey:
             Ciphertexts of updates under this key, each through `check_ciphertexts` before.
         codec : Codec
             Of the task.
+        threads : int, 1..256
+            How many work at once, where the extension is in use.
 
         Returns
         -------
@@ -256,14 +352,16 @@ class PaillierPublicKey:
         Raises
         ------
         PaillierError
-            None came, too many came, or one has another length.
+            None came, too many came, one has another length, or `threads` is out of bounds.
 
         Notes
         -----
         Exact while the number of updates x 65535 < 2**slot_bits. Paillier 1999, section 8.
         """
-        modulus = self._n_squared
-        total: list[Any] = []
+        check_threads(threads)
+        sums = engines.current().sums(
+            int(self._n_squared), self.ciphertext_bytes, codec.plaintexts(self.bits)
+        )
         count = 0
         for payload in payloads:
             count += 1
@@ -272,17 +370,13 @@ class PaillierPublicKey:
                     f"expected at most {codec.devices_max} updates in slots of "
                     f"{codec.slot_bits} bits"
                 )
-            numbers = self._read(payload, codec)
-            if total:
-                for place, number in enumerate(numbers):
-                    total[place] = total[place] * number % modulus
-            else:
-                total = [number % modulus for number in numbers]
+            self._check_length(payload, codec)
+            sums.multiply(payload, threads)
         if not count:
             raise PaillierError("expected at least one update to add, got none")
-        return self._write(total)
+        return sums.write(threads)
 
-    def check_ciphertexts(self, payload: bytes, codec: Codec) -> None:
+    def check_ciphertexts(self, payload: bytes, codec: Codec, *, threads: int = 1) -> None:
         """Refuse a payload that cannot be an encrypted update under this key.
 
         Parameters
@@ -291,12 +385,14 @@ class PaillierPublicKey:
             Anything.
         codec : Codec
             Of the task.
+        threads : int, 1..256
+            How many work at once, where the extension is in use.
 
         Raises
         ------
         PaillierError
             Its length is not exact, or a ciphertext (which is named) is outside [1, n^2) or shares
-            a factor with n.
+            a factor with n; or `threads` is out of bounds.
 
         Notes
         -----
@@ -304,34 +400,24 @@ class PaillierPublicKey:
         """
         import gmpy2
 
-        product = gmpy2.mpz(1)
-        for place, number in enumerate(self._read(payload, codec)):
-            if not 0 < number < self._n_squared:
-                raise PaillierError(f"ciphertext {place}: expected a value in [1, n^2)")
-            product = product * (number % self._n) % self._n
-        if gmpy2.gcd(product, self._n) == 1:
+        check_threads(threads)
+        self._check_length(payload, codec)
+        width = self.ciphertext_bytes
+        engine = engines.current()
+        outside = engine.out_of_range(payload, width, int(self._n_squared))
+        if outside is not None:
+            raise PaillierError(f"ciphertext {outside}: expected a value in [1, n^2)")
+        if gmpy2.gcd(engine.product(payload, width, self.n, threads), self._n) == 1:
             return
-        for place, number in enumerate(self._read(payload, codec)):
+        for place, number in enumerate(read(payload, width)):
             if gmpy2.gcd(number, self._n) != 1:
                 raise PaillierError(f"ciphertext {place}: expected no common factor with n")
+        raise AssertionError("a product shares a factor with n, none of its factors does")
 
-    def _read(self, payload: bytes, codec: Codec) -> Iterable[Any]:
-        """Check the length of a payload, then yield its ciphertexts as numbers."""
-        import gmpy2
-
+    def _check_length(self, payload: bytes, codec: Codec) -> None:
         expected = self.payload_bytes(codec)
         if len(payload) != expected:
             raise PaillierError(f"expected {expected} bytes of ciphertexts, got {len(payload)}")
-        width = self.ciphertext_bytes
-        from_bytes = gmpy2.mpz.from_bytes
-        return (
-            from_bytes(bytes(payload[start : start + width]), "big")
-            for start in range(0, expected, width)
-        )
-
-    def _write(self, numbers: Iterable[Any]) -> bytes:
-        width = self.ciphertext_bytes
-        return b"".join(number.to_bytes(width, "big") for number in numbers)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PaillierPublicKey) and other.n == self.n

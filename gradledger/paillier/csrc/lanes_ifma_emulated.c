@@ -1,0 +1,2 @@
+#define EMULATE_IFMA
+#include "lanes_ifma.c"

@@ -6,8 +6,8 @@ Pure: the bytes come in from outside, nothing here talks to the chain or to IPFS
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -15,14 +15,72 @@ import numpy as np
 import numpy.typing as npt
 
 from gradledger import envelope
+from gradledger.chain.contract import Mode, Round, RoundState, TaskTerms
 from gradledger.codec import Codec
 from gradledger.errors import EnvelopeError
 from gradledger.models import Model
 from gradledger.paillier import split_sum_payload
 
-__all__ = ["Aggregate", "Expected", "apply_mean", "open_sum", "open_update", "sum_codes"]
+__all__ = [
+    "Aggregate",
+    "Expected",
+    "SumVotes",
+    "apply_mean",
+    "open_sum",
+    "open_update",
+    "sum_codes",
+    "sum_votes",
+]
 
 ETA_SCALE = 1_000_000
+
+
+@dataclass(frozen=True)
+class SumVotes:
+    """Which validators do not stand by a round's sum.
+
+    Parameters
+    ----------
+    outvoted : tuple of str
+        They attested another product than the quorum. All honest ones attest the same.
+    silent : tuple of str
+        They have attested none. The chain takes no vote after the quorum's, so that an honest one
+        that was slow is among them.
+    """
+
+    outvoted: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
+
+
+def sum_votes(found: Round, terms: TaskTerms) -> SumVotes | None:
+    """Return how the validators of a round stand to its sum.
+
+    Parameters
+    ----------
+    found : Round
+        As the chain has it.
+    terms : TaskTerms
+        Of its task.
+
+    Returns
+    -------
+    SumVotes or None
+        Without names where no sum is due (yet). None: the round is settled, and its votes are gone.
+    """
+    if found.state is RoundState.SETTLED:
+        return None
+    is_due = terms.mode is Mode.PAILLIER and found.accepted >= terms.sum_min
+    if not is_due or found.state not in (RoundState.SUMMING, RoundState.SUMMED):
+        return SumVotes()
+    attested = bytes(found.sum_hash)
+    votes = [
+        (validator, bytes(vote.hash))
+        for validator, vote in zip(found.validators, found.sums, strict=True)
+    ]
+    return SumVotes(
+        outvoted=tuple(v for v, vote in votes if any(attested) and any(vote) and vote != attested),
+        silent=tuple(v for v, vote in votes if not any(vote)),
+    )
 
 
 @dataclass(frozen=True)
@@ -42,6 +100,11 @@ class Aggregate:
         hash of the sum, or (sealed mode) the hash over the accepted uploads' hashes.
     note : str
         Why the model stays, or what was left out; empty where there is nothing to say.
+    votes : SumVotes or None
+        The validators that do not stand by the sum; None: nobody looked before the votes were gone.
+    bad_copies : mapping of str to str
+        Validators that attested the sum and handed out no right copy of it, and what was wrong with
+        theirs; those that were met before a right one.
     """
 
     version: int
@@ -49,6 +112,8 @@ class Aggregate:
     updates: int
     evidence: str
     note: str = ""
+    votes: SumVotes | None = None
+    bad_copies: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def changed(self) -> bool:
@@ -57,7 +122,14 @@ class Aggregate:
 
     def to_record(self) -> dict[str, Any]:
         """Return the JSON object that goes beside the model into a state directory."""
-        return {"evidence": self.evidence, "updates": self.updates, "note": self.note}
+        return {
+            "evidence": self.evidence,
+            "updates": self.updates,
+            "note": self.note,
+            "outvoted": None if self.votes is None else list(self.votes.outvoted),
+            "silent": None if self.votes is None else list(self.votes.silent),
+            "bad_copies": dict(self.bad_copies),
+        }
 
 
 @dataclass(frozen=True)
@@ -94,10 +166,10 @@ class Expected:
             "clip_e6": self.codec.clip_e6,
             "key_hash": self.key_hash if packed else bytes(32),
         }
-        for field, value in wanted.items():
-            found = getattr(header, field)
+        for name, value in wanted.items():
+            found = getattr(header, name)
             if found != value:
-                raise EnvelopeError(f"{field}: expected {_show(value)}, got {_show(found)}")
+                raise EnvelopeError(f"{name}: expected {_show(value)}, got {_show(found)}")
 
 
 def _show(value: object) -> str:

@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -378,7 +379,9 @@ def _aggregate(args: argparse.Namespace) -> None:
     text = f"T_{args.version}: mean of {result.updates} updates"
     if not result.changed:
         text = f"T_{args.version} is T_{args.version - 1}: {result.note}"
-    _say(args, text, version=args.version, updates=result.updates, note=result.note)
+    facts = _sum_facts(result.to_record())
+    text = "; ".join([text, *_named(facts)])
+    _say(args, text, version=args.version, updates=result.updates, note=result.note, **facts)
 
 
 def _settle(args: argparse.Namespace) -> None:
@@ -415,6 +418,32 @@ def _round_facts(found: Round) -> dict[str, Any]:
     return {**facts, "state": found.state.name.lower()}
 
 
+def _sum_facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a record says of the validators that do not stand by a round's sum."""
+    return {
+        "outvoted": record.get("outvoted"),
+        "silent": record.get("silent"),
+        "bad_copies": record.get("bad_copies", {}),
+    }
+
+
+def _named(facts: Mapping[str, Any]) -> list[str]:
+    """Say which validators gave a wrong sum; who is silent may be slow alone, and is not told."""
+    told = [f"{who} attested another sum and was outvoted" for who in facts["outvoted"] or ()]
+    return told + [f"{who} gave no right sum: {why}" for who, why in facts["bad_copies"].items()]
+
+
+def _votes_of(found: Round, task: Task, state: StateDir) -> dict[str, Any]:
+    """Return who does not stand by a round's sum: from the chain, or as it was noted down."""
+    from owner.aggregation import sum_votes
+
+    facts = _sum_facts(state.model_record(found.version) or {})
+    votes = sum_votes(found, task.terms)
+    if votes is not None:
+        facts |= {"outvoted": list(votes.outvoted), "silent": list(votes.silent)}
+    return facts
+
+
 def _privacy_facts(owner: Owner, task: Task) -> dict[str, Any] | None:
     """Return what the task's card says of privacy; without IPFS the rest is still to be shown."""
     try:
@@ -435,13 +464,14 @@ def _privacy_facts(owner: Owner, task: Task) -> dict[str, Any] | None:
 
 
 def _status(args: argparse.Namespace) -> None:
-    from gradledger.chain.contract import Mode, Role
+    from gradledger.chain.contract import Mode, Role, RoundState
     from gradledger.chain.names import Asset
 
-    owner, _ = _connect(args)
+    owner, state = _connect(args)
     task = owner.contract.task(owner.task)
     escrow = owner.escrow()
     rounds = list(owner.contract.rounds(owner.task))
+    votes = {each.version: _votes_of(each, task, state) for each in rounds}
     members = owner.members()
     symbol = task.terms.token_symbol
     privacy = _privacy_facts(owner, task)
@@ -459,7 +489,7 @@ def _status(args: argparse.Namespace) -> None:
                 {"account": m.account, "role": Role(m.role).name.lower(), "joined": bool(m.joined)}
                 for m in members
             ],
-            "rounds": [_round_facts(each) for each in rounds],
+            "rounds": [_round_facts(each) | votes[each.version] for each in rounds],
             "privacy": privacy,
         }
         print(json.dumps(document, indent=2))
@@ -485,6 +515,12 @@ def _status(args: argparse.Namespace) -> None:
         for r, paid in ((each, Asset(each.paid, symbol)) for each in rounds)
     ]
     _print_table(head, rows)
+    for each in rounds:
+        told = _named(votes[each.version])
+        if each.state is RoundState.SUMMING:
+            told.append(f"no vote yet of {', '.join(votes[each.version]['silent'])}")
+        if told:
+            print(f"round {each.version}: {'; '.join(told)}")
 
 
 def _print_table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
@@ -553,6 +589,7 @@ def _print_report(report: RoundReport, symbol: Symbol, as_json: bool) -> None:
         f"{report.accepted} accepted, {report.refused} refused"
         f"{f' ({reasons})' if reasons else ''}, paid {Asset(report.paid, symbol)}"
         f"{'' if report.epsilon is None else f', epsilon {report.epsilon:.4g} so far'}"
-        f"{f'; {report.note}' if report.note else ''}",
+        f"{f'; {report.note}' if report.note else ''}"
+        f"{''.join(f'; {told}' for told in _named(asdict(report)))}",
         flush=True,
     )

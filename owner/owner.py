@@ -56,7 +56,16 @@ from gradledger.errors import (
 from gradledger.models import Model, dump_validation_set
 from gradledger.privacy import METADATA_KEY, Privacy
 from gradledger.store import Store
-from owner.aggregation import Aggregate, Expected, apply_mean, open_sum, open_update, sum_codes
+from owner.aggregation import (
+    Aggregate,
+    Expected,
+    SumVotes,
+    apply_mean,
+    open_sum,
+    open_update,
+    sum_codes,
+    sum_votes,
+)
 from owner.errors import SumUnusableError, WaitTimeoutError
 from owner.paillier_key import PaillierPrivateKey
 from owner.validation_sets import ValidationData, generator_for
@@ -622,7 +631,7 @@ class Owner:
         )
         if Mode(task.terms.mode) is Mode.SEALED:
             return self._aggregate_sealed(found, base, expected)
-        return self._aggregate_sum(found, base, expected, task.terms.sum_min)
+        return self._aggregate_sum(found, base, expected, task.terms)
 
     def evidence(self, found: Round) -> str:
         """Return the hex digest that names the result of a summed round, see `Aggregate`."""
@@ -632,43 +641,52 @@ class Owner:
         return bytes(found.sum_hash).hex()
 
     def _aggregate_sum(
-        self, found: Round, base: Model, expected: Expected, sum_min: int
+        self, found: Round, base: Model, expected: Expected, terms: TaskTerms
     ) -> Aggregate:
         version, sum_hash = found.version, bytes(found.sum_hash)
+        votes = sum_votes(found, terms)
         if not any(sum_hash):
-            if found.accepted < sum_min:
-                note = f"{found.accepted} accepted uploads, fewer than sum_min {sum_min}"
+            if found.accepted < terms.sum_min:
+                note = f"{found.accepted} accepted uploads, fewer than sum_min {terms.sum_min}"
+                votes = SumVotes()
             else:
                 note = f"no quorum of validators attested the sum of {found.accepted} uploads"
-            return self._unchanged(found, base, f"{note}: the model stays as it is")
+                note += _tally(found)
+            return self._unchanged(found, base, f"{note}: the model stays as it is", votes)
+        for name in votes.outvoted if votes else ():
+            log.warning("round %d: %s attested another sum and was outvoted", version, name)
         if self._paillier_key is None:
             raise ConfigError("expected the task's Paillier key, to open the sum")
         if self._paillier_key.public.key_hash != expected.key_hash:
             raise ConfigError("the Paillier key given is not the task's")
-        try:
-            ciphertexts = self._fetch_sum(found, expected)
-        except SumUnusableError as exc:
+        ciphertexts, bad_copies = self._fetch_sum(found, expected)
+        if ciphertexts is None:
+            complaints = "; ".join(f"{who}: {why}" for who, why in bad_copies.items())
+            note = f"round {version}: no right copy of the attested sum ({complaints})"
             if found.state is not RoundState.SETTLED:
-                raise
+                raise SumUnusableError(note)
             # `settle` leaves one copy's CID, so that nothing better can come any more.
-            return self._unchanged(found, base, f"{exc}; the model stays as it is")
+            return self._unchanged(found, base, f"{note}; the model stays as it is", votes)
         try:
             sums = self._paillier_key.decrypt_sums(
                 ciphertexts, expected.codec, found.accepted, workers=self._workers
             )
         except (CodecError, PaillierError) as exc:
             # Attested, but no honest devices' sum: some device encrypted what no codec makes.
-            return self._unchanged(found, base, f"spoilt sum: {exc}; the model stays as it is")
+            note = f"spoilt sum: {exc}; the model stays as it is"
+            return self._unchanged(found, base, note, votes, bad_copies)
         model = apply_mean(base, expected.codec, sums, found.accepted, found.eta_e6)
-        return Aggregate(version, model, found.accepted, sum_hash.hex())
+        return Aggregate(
+            version, model, found.accepted, sum_hash.hex(), votes=votes, bad_copies=bad_copies
+        )
 
-    def _fetch_sum(self, found: Round, expected: Expected) -> bytes:
-        """Return the ciphertexts of the first right copy of the attested sum."""
-        complaints: list[str] = []
+    def _fetch_sum(self, found: Round, expected: Expected) -> tuple[bytes | None, dict[str, str]]:
+        """Return the first right copy of the attested sum, and whose copies were none."""
+        bad_copies: dict[str, str] = {}
         unavailable: StoreUnavailableError | None = None
         for who, cid in _sum_copies(found):
             try:
-                return open_sum(
+                ciphertexts = open_sum(
                     self.store.get(cid, bytes_max=ENVELOPE_BYTES_MAX),
                     expected=expected,
                     updates=found.accepted,
@@ -676,16 +694,15 @@ class Owner:
                     account=self.account,
                     secret=self._secret,
                 )
+                return ciphertexts, bad_copies
             except StoreUnavailableError as exc:
                 unavailable = exc
             except (StoreError, EnvelopeError, PaillierError) as exc:
                 log.warning("round %d: %s gave no right sum: %s", found.version, who, exc)
-                complaints.append(f"{who}: {exc}")
+                bad_copies[who] = str(exc)
         if unavailable is not None:
             raise unavailable
-        raise SumUnusableError(
-            f"round {found.version}: no right copy of the attested sum ({'; '.join(complaints)})"
-        )
+        return None, bad_copies
 
     def _aggregate_sealed(self, found: Round, base: Model, expected: Expected) -> Aggregate:
         evidence = self.evidence(found)
@@ -711,10 +728,11 @@ class Owner:
         note = "; ".join(left_out)
         if not updates:
             reason = note or "no accepted update"
-            return Aggregate(found.version, base, 0, evidence, f"{reason}: the model stays")
+            note = f"{reason}: the model stays"
+            return Aggregate(found.version, base, 0, evidence, note, SumVotes())
         sums = sum_codes(expected.codec, updates)
         model = apply_mean(base, expected.codec, sums, len(updates), found.eta_e6)
-        return Aggregate(found.version, model, len(updates), evidence, note)
+        return Aggregate(found.version, model, len(updates), evidence, note, SumVotes())
 
     def _accepted(self, version: int) -> list[Member]:
         """Return the members whose upload of the round the validators accepted."""
@@ -726,9 +744,17 @@ class Owner:
             and member.upload_reason == VerdictCode.ACCEPT
         ]
 
-    def _unchanged(self, found: Round, base: Model, note: str) -> Aggregate:
+    def _unchanged(
+        self,
+        found: Round,
+        base: Model,
+        note: str,
+        votes: SumVotes | None,
+        bad_copies: Mapping[str, str] | None = None,
+    ) -> Aggregate:
         log.warning("round %d: %s", found.version, note)
-        return Aggregate(found.version, base, 0, bytes(found.sum_hash).hex(), note)
+        evidence = bytes(found.sum_hash).hex()
+        return Aggregate(found.version, base, 0, evidence, note, votes, bad_copies or {})
 
     def evaluate(self, model: Model, x: npt.ArrayLike, y: npt.ArrayLike) -> float:
         """Return the share of right answers."""
@@ -849,6 +875,18 @@ def _readers(members: Iterable[Member]) -> dict[str, bytes]:
         else:
             log.warning("%s: its encryption key is none; it can read nothing", member.account)
     return readers
+
+
+def _tally(found: Round) -> str:
+    """Say who attested what, where no quorum came about; nothing once the votes are gone."""
+    by_hash: dict[bytes, list[str]] = {}
+    for validator, vote in zip(found.validators, found.sums, strict=False):
+        by_hash.setdefault(bytes(vote.hash), []).append(validator)
+    told = [
+        f"{', '.join(names)}: {digest.hex()[:16] if any(digest) else 'none'}"
+        for digest, names in by_hash.items()
+    ]
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def _sum_copies(found: Round) -> list[tuple[str, str]]:

@@ -98,6 +98,14 @@ class RoundReport:
     epsilon, delta : float or None
         What a device has given away that took part in all rounds up to this one, to who sees single
         updates; None without differential privacy.
+    outvoted : list of str or None
+        Validators that attested another sum than the quorum; None: the votes were gone before this
+        owner looked, as they are once the round is settled.
+    silent : list of str or None
+        Validators that had attested none when the quorum was there, or when the sum was given up;
+        slow ones are among them.
+    bad_copies : dict of str to str
+        Validators that attested the sum and handed out no right copy of it, and what was wrong.
     """
 
     version: int
@@ -111,6 +119,9 @@ class RoundReport:
     note: str = ""
     epsilon: float | None = None
     delta: float | None = None
+    outvoted: list[str] | None = None
+    silent: list[str] | None = None
+    bad_copies: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -456,6 +467,9 @@ class _Training:
             note=record.get("note", ""),
             epsilon=spent.epsilon if spent is not None else None,
             delta=spent.delta if spent is not None else None,
+            outvoted=record.get("outvoted"),
+            silent=record.get("silent"),
+            bad_copies=record.get("bad_copies", {}),
         )
         self._state.save_report(version, asdict(report))
         return report

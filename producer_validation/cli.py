@@ -36,7 +36,9 @@ What it logs, one line key=value each:
   event=refused   sender=DEVICE code=... reason=...: the verdict, and what was expected and came
   event=skipped   no verdict yet: something of the owner's or of the chain's failed; tried again
   event=summed    it attested the product of the accepted ciphertexts
-  event=other_sum sender=VALIDATOR attested another product
+  event=other_sum sender=VALIDATOR attested another product than this one
+  event=outvoted  sender=VALIDATOR attested another product than the quorum
+  event=worker_lost  a process or a worker of the cluster; its work is done again
   event=pushed    it moved a round on after a deadline
 Codes: unavailable, hash_mismatch, malformed, header_mismatch, wrong_key, out_of_range, duplicate,
 error_mismatch. `docs/protocol.md` has the formats, `docs/caveats.md` what a validator can do wrong.

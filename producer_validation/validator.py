@@ -386,18 +386,18 @@ class Validator:
         return state.material
 
     def _name_dissenters(self, task: Task, round_: Round, work: _RoundWork) -> None:
-        """Log who attested another sum than this validator did."""
-        if work.sum is None:
-            return
+        """Log who attested another sum than this validator, or (summed) than the quorum."""
+        summed = round_.state is RoundState.SUMMED and any(round_.sum_hash)
+        expected = round_.sum_hash if summed else work.sum[0] if work.sum else b""
         for validator, vote in zip(round_.validators, round_.sums, strict=False):
-            if any(vote.hash) and vote.hash != work.sum[0]:
+            if expected and any(vote.hash) and vote.hash != expected:
                 self._say_once(
                     work,
-                    "other_sum",
+                    "outvoted" if summed else "other_sum",
                     task=task.id,
                     version=round_.version,
                     sender=validator,
-                    expected=work.sum[0].hex(),
+                    expected=expected.hex(),
                     got=vote.hash.hex(),
                 )
 

@@ -206,6 +206,8 @@ def test_a_lost_state_directory_costs_nothing(make_training, tmp_path):
             carry(training, tmp_path / "first", progress=stop)
         reports = carry(training, tmp_path / "second")
     assert [report.version for report in reports] == [1, 2]
+    # Who voted how in round 1 is gone from the chain, and was in the lost directory.
+    assert [report.outvoted for report in reports] == [None, []]
     model = StateDir(tmp_path / "second").model(2)
     assert model is not None
     wanted = training.expected(2, first_model(training.plan))
@@ -225,6 +227,7 @@ def test_a_byzantine_copy_of_the_sum_is_skipped_and_named(make_training, tmp_pat
     lines = [r.getMessage() for r in caplog.records if r.name == "gradledger.owner"]
     complaints = [line for line in lines if "gave no right sum: header, readers" in line]
     assert complaints and all(line.split()[2] in liars for line in complaints), lines
+    assert reports[0].bad_copies and set(reports[0].bad_copies) <= set(liars)
 
 
 def test_too_few_uploads_leave_the_model_and_say_so(make_training, tmp_path):
@@ -240,6 +243,13 @@ def test_too_few_uploads_leave_the_model_and_say_so(make_training, tmp_path):
     assert first is not None and second is not None
     assert (first.vector == second.vector).all()
     assert report.paid == 2 * EXAMPLES * PRICE
+    assert (report.outvoted, report.silent, report.bad_copies) == ([], [], {})
+    # Nothing was released: no sum is attested, and no validator made a copy of one.
+    found = training.make_owner().round(1)
+    assert not any(found.sum_hash) and not found.sum_cid
+    for phone in training.phones:
+        held = phone.contract.client.balance("eosio.token", phone.account, "TOK")
+        assert held is not None and held.amount == EXAMPLES * PRICE
 
 
 def test_a_spoilt_sum_is_not_applied(make_training, tmp_path, monkeypatch):

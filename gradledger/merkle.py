@@ -71,16 +71,27 @@ def verify_path(record: bytes, index: int, count: int, path: Sequence[bytes], ro
     if not 0 <= index < count:
         return False
     found = hashlib.sha256(b"\0" + record).digest()
-    sides = []
-    while count > 1:
-        cut = _split(count)
-        sides.append(index >= cut)
-        index, count = (index - cut, count - cut) if index >= cut else (index, cut)
+    sides = _sides(index, count)
     if len(path) != len(sides):
         return False
     for sibling, is_right in zip(path, reversed(sides), strict=True):
         found = _node(sibling, found) if is_right else _node(found, sibling)
     return found == root
+
+
+def path_length(index: int, count: int) -> int:
+    """Return how many hashes lead from record `index` of `count` to the root."""
+    return len(_sides(index, count))
+
+
+def _sides(index: int, count: int) -> list[bool]:
+    """Return, from the root down, whether record `index` of `count` lies on the right."""
+    sides = []
+    while count > 1:
+        cut = _split(count)
+        sides.append(index >= cut)
+        index, count = (index - cut, count - cut) if index >= cut else (index, cut)
+    return sides
 
 
 def _split(count: int) -> int:

@@ -23,6 +23,7 @@ from gradledger.merkle import (
     RECORD_BYTES,
     merkle_path,
     merkle_root,
+    path_length,
     round_records,
     verify_path,
 )
@@ -121,7 +122,10 @@ class SettledReceipt:
         part.replace(target)
 
     def verify(self) -> None:
-        """Check that fields, record, path and root belong together. Raises ReceiptError."""
+        """Check that fields, record, path and root belong together. Raises ReceiptError.
+
+        The root binds `count` only as far as the path's length shows it; the chain's row says it.
+        """
         if len(self.record) != RECORD_BYTES:
             raise ReceiptError("record", f"expected {RECORD_BYTES} bytes, got {len(self.record)}")
         for name, value in _read_record(self.record).items():
@@ -136,6 +140,9 @@ class SettledReceipt:
             raise ReceiptError("count", f"expected 1 to {UPLOADS_MAX}, got {self.count}")
         if not 0 <= self.index < self.count:
             raise ReceiptError("index", f"expected 0 to {self.count - 1}, got {self.index}")
+        length = path_length(self.index, self.count)
+        if len(self.path) != length:
+            raise ReceiptError("path", f"expected {length} hashes, got {len(self.path)}")
         if not verify_path(self.record, self.index, self.count, self.path, self.root):
             raise ReceiptError(
                 "root",

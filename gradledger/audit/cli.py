@@ -193,7 +193,9 @@ def _check(args: argparse.Namespace) -> int:
     if settled is None:
         print(
             f"  claimed     that contract {receipt.contract} on chain {receipt.chain_id}\n"
-            f"              has this root for round {receipt.version}: compare with --chain URL"
+            f"              has this root for round {receipt.version}, over {receipt.count} uploads, "
+            f"and pays in {receipt.paid.symbol.code}:\n"
+            "              compare with --chain URL"
         )
     else:
         print("  proven      the chain has this root, irreversibly, as this node tells")

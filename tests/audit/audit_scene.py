@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,29 @@ class Played:
     def block_of(self, action: str) -> int:
         """Return the last block with such an action of the task."""
         return max(s.block for s in self.steps() if any(i.name == action for i in s.inputs))
+
+
+@dataclass
+class Bought:
+    """A task whose open round has an upload that validators accepted without looking."""
+
+    scene: Scene
+    device: str
+    cid: str
+
+
+def buy(scene: Scene) -> Bought:
+    """Record a hash and another blob's CID; let a quorum accept it."""
+    device = scene.device()
+    device.join(classes=[0])
+    scene.publish(1)
+    cid, digest = scene.store.put(b"anything"), hashlib.sha256(b"other").digest()
+    action = scene.contract.fedlearning(
+        scene.task, device.account, 1, digest, cid, COSTS[0], [900_000, 100_000]
+    )
+    scene.contract.client.push([action], [device.key])
+    scene.attest(1, digest, [A, X, A, A])
+    return Bought(scene, device.account, cid)
 
 
 def shift(model: Model, validation: object) -> tuple[Model, list[int]]:

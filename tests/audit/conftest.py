@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audit_scene import Played, play
+from audit_scene import Bought, Played, buy, play
 from device_scene import Scene
 
 from gradledger.chain.client import ChainClient
@@ -46,6 +46,12 @@ def make_scene(
 def played(make_scene: Callable[..., Scene]) -> Played:
     """Two settled rounds: accepted, refused and silent uploads, a payment each, a withdrawal."""
     return play(make_scene())
+
+
+@pytest.fixture(scope="session")
+def bought(make_scene: Callable[..., Scene]) -> Bought:
+    """An open round in which validators accepted what they did not look at."""
+    return buy(make_scene(devices_count=1))
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from audit_scene import COSTS, A, Forger, Liar, Played, in_block, in_row
-from device_scene import PRICE, Scene
+from audit_scene import COSTS, Bought, Forger, Liar, Played, in_block, in_row
+from device_scene import PRICE
 
 from device_sdk import Paid, Refused
 from gradledger.audit.replay import TaskReplay, UnexplainedError
@@ -291,25 +291,14 @@ def test_blobs_that_are_gone_are_no_fraud(played: Played, store: Store) -> None:
     assert report.unreached == ["blobs: 3 of 3 not looked at: no answer"]
 
 
-def test_validators_that_accept_what_is_not_there(
-    make_scene: Callable[..., Scene], store: Store
-) -> None:
+def test_validators_that_accept_what_is_not_there(bought: Bought, store: Store) -> None:
     """A quorum can pay for anything; the blob shows it to everybody."""
-    scene = make_scene(devices_count=1)
-    device = scene.device()
-    device.join(classes=[0])
-    scene.publish(1)
-    cid = store.put(b"anything")
-    action = scene.contract.fedlearning(
-        scene.task, device.account, 1, hashlib.sha256(b"other").digest(), cid, 5, [9, 1]
-    )
-    scene.contract.client.push([action], [device.key])
-    scene.attest(1, hashlib.sha256(b"other").digest(), [A, A, A])
-    report = audit(scene.contract.client, scene.task, store=store)
+    client, task = bought.scene.contract.client, bought.scene.task
+    report = audit(client, task, store=store)
     assert report.payments == 1 and report.rounds[0].state == "open"
-    assert report.finding.startswith(f"upload of {device.account} in round 1 ({cid}): ")
+    assert report.finding.startswith(f"upload of {bought.device} in round 1 ({bought.cid}): ")
     assert "the validators accepted it, but its blob has the hash" in report.finding
-    assert audit(scene.contract.client, scene.task).explained
+    assert audit(client, task).explained
 
 
 def test_a_node_that_has_not_all_blocks(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:

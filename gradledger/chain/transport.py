@@ -57,6 +57,10 @@ class _BoundedResponse(http.client.HTTPResponse):
         self.holder = self.fp  # keeps the socket open where the node asks to close it
         self.fp = io.BufferedReader(BoundedReader(sock, end))
 
+    def close(self) -> None:
+        super().close()
+        self.holder.close()
+
 
 class _Connections(dict[str, http.client.HTTPConnection]):
     """Open connections by endpoint; they are closed with the thread or client that had them."""
@@ -151,4 +155,3 @@ class Transport:
             return response.status, bytes(body), not response.will_close
         finally:
             response.close()
-            response.holder.close()

@@ -40,7 +40,6 @@ log = logging.getLogger("gradledger.payer")
 
 TASKS_MAX = 64
 TRANSACTION_BYTES_MAX = 2048  # an upload with 64 errors takes 450
-SIGNATURE_CHARS_MAX = 128
 VIEW_SEC = 1.0  # how long an answer of the node is used again
 VIEW_ENTRIES_MAX = 4096
 

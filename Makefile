@@ -14,6 +14,9 @@ INSTALL := install --quiet --require-hashes --only-binary :all:
 FROM_SOURCE := --no-build-isolation --no-binary python-baseconv,varint
 OUT ?= out/demo
 WORKERS ?= 2
+STEPS ?= 20000
+PAYLOADS ?= 100000
+SEED ?= 1
 
 READY := $(VENV)/.ready
 READY_INTEROP := .venv-interop/.ready
@@ -21,7 +24,7 @@ READY_TORCH := .venv-torch/.ready
 READY_TENSEAL := .venv-tenseal/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-interop setup-torch setup-tenseal demo test test-torch lint types \
+.PHONY: help setup setup-interop setup-torch setup-tenseal demo test soak test-torch lint types \
   format contracts check-contracts bench lock clean
 
 help: ## say what can be made
@@ -74,6 +77,13 @@ demo: setup ## ten devices, fifteen rounds, four validators, on real parts (OUT=
 test: setup setup-interop ## all tests, on a real node and a real Kubo (WORKERS=N, ARGS=...)
 	@$(BIN)/gradledger parts fetch >/dev/null
 	@$(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
+
+soak: setup ## long random runs against the contract (STEPS=N, PAYLOADS=N, SEED=N); results in bench
+	@$(BIN)/gradledger parts fetch >/dev/null
+	@STATEFUL_STEPS=$(STEPS) STATEFUL_SEED=$(SEED) STATEFUL_OUT=bench/results/stateful.json \
+	  MALFORMED_PAYLOADS=$(PAYLOADS) MALFORMED_SEED=$(SEED) MALFORMED_OUT=bench/results/malformed.json \
+	  $(BIN)/python -m pytest -q -s -p no:xdist tests/contracts/test_stateful.py \
+	  tests/contracts/test_malformed.py
 
 test-torch: setup-torch ## the tests that need PyTorch
 	@$(BIN)/gradledger parts fetch >/dev/null

@@ -1,0 +1,70 @@
+"""Random histories on a real node, each step compared with a model of the contract.
+
+``make soak`` runs more of them and writes bench/results/stateful.json. Read from the environment:
+STATEFUL_STEPS, STATEFUL_SEED, STATEFUL_OUT (a file for the result).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+from contracts.arena import Arena, arena
+from contracts.machine import Book, ContractMachine
+from contracts.test_money import NOTIFIER, REFUSER
+from hypothesis.stateful import run_state_machine_as_test
+
+from bench.machine import machine
+from gradledger.localnet.network import Network
+
+STEPS = int(os.environ.get("STATEFUL_STEPS", "2000"))
+SEED = int(os.environ.get("STATEFUL_SEED", "1"))
+OUT = os.environ.get("STATEFUL_OUT", "")
+SHRINK_SEC_MAX = 60
+RULES_PER_HISTORY, HISTORIES_PER_SEED = 120, 4
+
+
+@pytest.fixture
+def stage(make_network: Callable[[], Network], tmp_path: Path) -> Iterator[Arena]:
+    with arena(make_network(), tmp_path, refuser=REFUSER, notifier=NOTIFIER) as made:
+        yield made
+
+
+def test_random_histories_end_as_the_model_says(
+    stage: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A history that fails is made shorter, for a minute, and printed as calls of its rules."""
+    bound = "hypothesis.internal.conjecture.engine.MAX_SHRINKING_SECONDS"
+    monkeypatch.setattr(bound, SHRINK_SEC_MAX, raising=False)
+    book, begin, seed = Book(), time.monotonic(), SEED
+    Machine = type("Machine", (ContractMachine,), {"arena": stage, "book": book})
+    settings = hypothesis.settings(
+        max_examples=HISTORIES_PER_SEED,
+        stateful_step_count=RULES_PER_HISTORY,
+        deadline=None,
+        database=None,
+        print_blob=True,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    while book.steps < STEPS:
+        print(f"seed {seed}: {book.steps} steps done", flush=True)
+        run_state_machine_as_test(hypothesis.seed(seed)(Machine), settings=settings)
+        seed += 1
+    document = {
+        "command": f"make soak SEED={SEED} STEPS={STEPS}",
+        "seed": SEED,
+        "seconds": round(time.monotonic() - begin, 1),
+        **book.document(),
+        "machine": machine(),
+        "chain": stage.client.get_info().server_version,
+    }
+    print(json.dumps(document, indent=2))
+    if OUT:
+        Path(OUT).write_text(json.dumps(document, indent=2) + "\n")
+    assert book.paid_uploads > 0
+    assert set(book.states) >= {"0 to 1", "1 to 2", "3 to 4", "4 to 5"}

@@ -119,6 +119,8 @@ def _show(report: AuditReport) -> None:
     )
     if report.task_transactions:
         _show_books(report)
+    if report.witnesses:
+        print(f"  witnesses   {report.witnesses} of the nodes asked have that block")
     for note in report.notes:
         print(f"  note        {note}")
     for one in report.unreached:
@@ -193,8 +195,8 @@ def _check(args: argparse.Namespace) -> int:
     if settled is None:
         print(
             f"  claimed     that contract {receipt.contract} on chain {receipt.chain_id}\n"
-            f"              has this root for round {receipt.version}, over {receipt.count} uploads, "
-            f"and pays in {receipt.paid.symbol.code}:\n"
+            f"              has this root for round {receipt.version}, over {receipt.count} "
+            f"uploads, and pays in {receipt.paid.symbol.code}:\n"
             "              compare with --chain URL"
         )
     else:

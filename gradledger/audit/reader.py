@@ -175,6 +175,11 @@ class BlockReader:
         Ask the node for the traces of blocks that have transactions.
     tell : callable, optional
         Is told how many blocks have been read, after each.
+
+    Attributes
+    ----------
+    untraced : int
+        Blocks with transactions of which the node has no traces.
     """
 
     def __init__(
@@ -185,6 +190,7 @@ class BlockReader:
         traces: bool,
         tell: Callable[[int], None] | None = None,
     ) -> None:
+        self.untraced = 0
         self._client = client
         self._subject = subject
         self._traces = traces
@@ -340,9 +346,15 @@ class BlockReader:
 
     # ---- traces -----------------------------------------------------------------------------
 
-    def _traced(self, block: RawBlock) -> dict[str, list[_Traced]]:
+    def _traced(self, block: RawBlock) -> dict[str, list[_Traced]] | None:
         """Return what the node's trace API says about a block's transactions, by id."""
-        document = self._client.call("/v1/trace_api/get_block", {"block_num": block.number})
+        try:
+            document = self._client.call("/v1/trace_api/get_block", {"block_num": block.number})
+        except NodeUnavailableError:
+            raise
+        except NodeAnswerError:  # its trace log does not go back so far
+            self.untraced += 1
+            return None
         try:
             if document["id"] != block.id:
                 raise ProofError(

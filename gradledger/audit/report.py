@@ -46,6 +46,8 @@ class AuditReport:
     notes : list of str
     traces : bool
         The node gave its traces, and they agree.
+    witnesses : int
+        Nodes asked that have the last block with this id.
     code : str
         ``"known"`` when the contract's code is the one of this release, otherwise its hash.
     signed, unsigned : int
@@ -79,6 +81,7 @@ class AuditReport:
     unreached: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     traces: bool = False
+    witnesses: int = 0
     code: str = ""
     signed: int = 0
     unsigned: int = 0
@@ -130,6 +133,7 @@ class AuditReport:
                 "of_the_task": self.task_transactions,
             },
             "traces": self.traces,
+            "witnesses": self.witnesses,
             "code": self.code,
             "signatures": {"checked": self.signed, "unchecked": self.unsigned},
             "uploads": self.uploads,

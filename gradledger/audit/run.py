@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Any
 
 from gradledger.audit.blobs import AcceptedUploads, check_blobs
-from gradledger.audit.blocks import ProofError
+from gradledger.audit.blocks import ProofError, read_block
 from gradledger.audit.reader import BlockReader, Step, Stretch, Subject, has_traces
 from gradledger.audit.replay import Payment, RoundBook, TaskReplay, UnexplainedError
 from gradledger.audit.report import AuditReport, RoundSummary
@@ -18,13 +18,20 @@ from gradledger.audit.rows import differences, owed, read_tables
 from gradledger.audit.signers import Signers
 from gradledger.chain.client import ChainClient, ChainInfo
 from gradledger.chain.contract import CONTRACT_DEFAULT, FedLearning
-from gradledger.errors import ConfigError, IrreversibilityTimeout, NodeAnswerError
+from gradledger.errors import (
+    ConfigError,
+    IrreversibilityTimeout,
+    NodeAnswerError,
+    NodeError,
+    NodeUnavailableError,
+)
 from gradledger.store import Store
 
 TABLE_READS_MAX = 12  # until nothing moves while they are read
 MISMATCHES_TO_BELIEVE = 2  # a fork may show a row that never became irreversible
 HOLDINGS_READS_MAX = 12
 IRREVERSIBLE_SEC_MAX = 180.0
+WITNESS_SEC_MAX = 10.0
 POLL_SEC = 0.2
 MISSING_NAMED_MAX = 5
 
@@ -74,6 +81,7 @@ class Audit:
         self._keep_payments = keep_payments
         self._tell = tell or (lambda what, done, total: None)
         self._accepted = AcceptedUploads()
+        self._reader: BlockReader | None = None
         self._on_settled: Callable[[RoundBook], None] = lambda book: None
 
     def run(self) -> AuditReport:
@@ -97,6 +105,8 @@ class Audit:
         except (ProofError, UnexplainedError) as error:
             report.finding = str(error)
             return report
+        self._note_traces()
+        self._ask_witnesses()
         if not report.finding:
             self._check_holdings(books)
         if not report.finding:
@@ -155,6 +165,7 @@ class Audit:
             traces=report.traces,
             tell=lambda count: self._tell("reading back", self._count(count), total),
         )
+        self._reader = reader
         with closing(reader.read(self.from_block, last, info.irreversible_id)) as stretch:
             report.first_block, report.last_block = stretch.first, last
             report.last_id = info.irreversible_id
@@ -222,6 +233,12 @@ class Audit:
             self.report.payment_list += payments
 
     # ---- what the chain says now ------------------------------------------------------------
+
+    def _note_traces(self) -> None:
+        if self._reader is not None and self._reader.untraced:
+            self.report.notes.append(
+                f"the node has no traces of {self._reader.untraced} blocks that have transactions"
+            )
 
     def _check_code(self) -> None:
         query = {"account_name": self.contract.account}
@@ -295,6 +312,32 @@ class Audit:
         report.last_block, report.last_id = info.irreversible_block, info.irreversible_id
         self._note_stretch(stretch)
         return stretch
+
+    def _ask_witnesses(self) -> None:
+        """Ask every node for the last block: all of them must have it with the same id."""
+        report = self.report
+        query = {"block_num_or_id": str(report.last_block)}
+        for endpoint in self.client.endpoints:
+            witness, end = ChainClient(endpoint), time.monotonic() + WITNESS_SEC_MAX
+            found = ""
+            while not found:
+                try:
+                    answer = witness.call("/v1/chain/get_raw_block", query)
+                    found = read_block(report.last_block, answer).id
+                except NodeUnavailableError as error:
+                    report.unreached.append(f"{endpoint}, as a witness: {error}")
+                    break
+                except NodeError as error:  # it may be a little behind
+                    if time.monotonic() >= end:
+                        report.unreached.append(f"{endpoint}, as a witness: {error}")
+                        break
+                    time.sleep(POLL_SEC)
+            if found and found != report.last_id:
+                report.finding = report.finding or (
+                    f"{endpoint} has block {report.last_block} as {found}, the node that was read "
+                    f"as {report.last_id}"
+                )
+            report.witnesses += found == report.last_id
 
     def _check_holdings(self, books: TaskReplay) -> None:
         """Compare the contract's token balance with what all tasks of that token are owed."""

@@ -61,7 +61,7 @@ def test_a_true_run_is_explained_to_the_last_unit(played: Played, store: Store) 
     rounds = [(r.uploads, r.accepted, r.refused, r.silent, r.state) for r in report.rounds]
     assert rounds == [(3, 1, 1, 1, "settled"), (2, 2, 0, 0, "settled")]
     assert report.unsigned == 0 and report.signed == report.task_transactions
-    assert report.code == "known" and not report.traces
+    assert report.code == "known" and not report.traces and report.witnesses == 1
     # read back no further than to the task's first block, and proven by the last one's id
     assert report.blocks == report.last_block - report.first_block + 1
     assert report.first_block > 1 and len(report.last_id) == 64
@@ -321,6 +321,16 @@ def test_a_node_that_has_not_all_blocks(played: Played, monkeypatch: pytest.Monk
         audited(played, from_block=played.block_of("settle"))
     with pytest.raises(ConfigError, match="from 1 on"):
         audited(played, from_block=0)
+
+
+def test_several_nodes_are_witnesses(played: Played, tracing: str) -> None:
+    both = ChainClient([*played.client.endpoints, tracing])
+    report = audited(played, both)
+    assert report.witnesses == 2 and report.complete
+    one_away = ChainClient([*played.client.endpoints, "http://127.0.0.1:9"])
+    report = audited(played, one_away)
+    assert report.witnesses == 1 and report.explained and not report.complete
+    assert report.unreached[0].startswith("http://127.0.0.1:9, as a witness: ")
 
 
 def test_another_chain_is_noticed(played: Played) -> None:

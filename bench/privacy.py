@@ -11,7 +11,8 @@ noise comes from the system's CSPRNG and differs in each run: each figure is the
 trainings, with the least and the largest beside it.
 
 epsilon is against who sees a device's single updates (the noise is calibrated for it); epsilon_sum
-is what the same noise means against who sees only the sum of all, when all the others are honest.
+is what the same noise means against who sees only the sum of all (and no errors of single updates),
+when all the others are honest.
 With --out FILE.json a plot is drawn beside it, FILE.png.
 """
 

@@ -104,8 +104,9 @@ class Terms:
     epsilon_round : float or None
         In one round.
     epsilon_sum : float or None
-        Over all rounds, to who sees only sums, if `sum_min` - 1 of the others in them are honest;
-        None in `SEALED` mode.
+        Over all rounds, to who sees only sums, if `sum_min` - 1 of the others in them are honest.
+        None in `SEALED` mode, and where the error of the noisy update goes on chain for everybody
+        to see: then `epsilon` holds and no less.
     """
 
     task: str
@@ -159,6 +160,8 @@ class Terms:
             f"noise of standard deviation {privacy.sigma:.4g}",
             f"              in all, over {privacy.rounds} rounds: epsilon {self.epsilon:.4g} at "
             f"delta {self.delta:g}; one round: epsilon {self.epsilon_round:.4g}",
+            "              on chain stands the error of "
+            + ("your noisy update" if privacy.update_error else "the model you got, not yours"),
         ]
         if self.epsilon_sum is not None:
             lines.append(
@@ -270,7 +273,7 @@ class Device:
             epsilon_round=privacy.epsilon(1) if privacy else None,
             epsilon_sum=(
                 privacy.epsilon(devices=terms.sum_min)
-                if privacy and terms.mode is Mode.PAILLIER
+                if privacy and terms.mode is Mode.PAILLIER and not privacy.update_error
                 else None
             ),
         )

@@ -180,7 +180,8 @@ class Round:
 
         Under differential privacy the errors go on chain and must tell no more than the update
         does: those that `fit` measured are dropped. The first is that of the received model, the
-        last that of the received model plus the update as it arrives, with its noise.
+        last that of the received model plus the update as it arrives, with its noise; a task may
+        do without the last.
         """
         model, validation = self._here()
         terms = self._task.terms
@@ -208,9 +209,10 @@ class Round:
         difference = trained.vector.astype("f8") - model.vector
         self._device.budget.charge(self.version, privacy)
         delta = codec.dequantise(codec.quantise(privacy.protect(difference)))
-        errors = (model.error_micro(*validation), self._error_of(delta))
-        last = errors[-self._task.terms.errors_max :]
-        return Update(self.version, delta, last, examples, _is_protected=True)
+        errors = [model.error_micro(*validation)]
+        if privacy.update_error:
+            errors = [*errors, self._error_of(delta)][-self._task.terms.errors_max :]
+        return Update(self.version, delta, tuple(errors), examples, _is_protected=True)
 
     def _error_of(self, arrived: FloatArray) -> int:
         """Return the error of the received model plus an update as others will have it."""

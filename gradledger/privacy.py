@@ -14,7 +14,9 @@ The account. One round is a Gaussian mechanism with noise multiplier z; r rounds
 view of those before, are one with z / sqrt(r) (Dong, Roth, Su 2022, corollary 3.3: r mechanisms
 that are mu-GDP each compose to sqrt(r) mu). Epsilon follows from delta by the exact condition of
 Balle and Wang 2018, theorem 8, which `dp-accounting` solves. Who sees nothing but the sum of k
-updates, of which k - 1 come from honest devices, faces the noise of all: multiplier z sqrt(k).
+updates, of which k - 1 come from honest devices, faces the noise of all: multiplier z sqrt(k). An
+error of a single update on the chain would be more than the sum, so that a task which relies on the
+second figure has its devices tell none (`update_error` of false) and goes without CSVES.
 """
 
 from __future__ import annotations
@@ -119,6 +121,9 @@ class Privacy:
     epsilon_e6 : int
         The claim: epsilon of so many uploads against who sees them singly, 1e-6 units, rounded up.
         Nobody believes it: see `check_claim`.
+    update_error : bool
+        Whether a device reports the error of the received model plus its noisy update, as CSVES
+        needs it; otherwise that of the received model alone, which says nothing about the device.
 
     Raises
     ------
@@ -131,8 +136,13 @@ class Privacy:
     delta_e12: int
     rounds: int
     epsilon_e6: int
+    update_error: bool = True
 
     def __post_init__(self) -> None:
+        if type(self.update_error) is not bool:
+            raise ConfigError(
+                f"privacy: update_error: expected true or false, got {self.update_error!r:.40}"
+            )
         _check("clip_norm_e6", self.clip_norm_e6, 1, CLIP_NORM_E6_MAX)
         _check("noise_multiplier_e6", self.noise_multiplier_e6, 1, NOISE_MULTIPLIER_E6_MAX)
         _check("delta_e12", self.delta_e12, 1, DELTA_E12_MAX)
@@ -150,6 +160,7 @@ class Privacy:
         rounds: int,
         epsilon: float | None = None,
         noise_multiplier: float | None = None,
+        update_error: bool = True,
     ) -> Privacy:
         """Return the terms with the least noise that keeps a bound, or with a given noise.
 
@@ -165,6 +176,8 @@ class Privacy:
             Bound over all `rounds`, above 0 and at most 1,000.
         noise_multiplier : float, optional
             z, in its place. Exactly one of the two; rounded up to 1e-6.
+        update_error : bool
+            As the attribute.
 
         Raises
         ------
@@ -192,7 +205,7 @@ class Privacy:
             if reached > bound_e6 / E6:  # the solver's tolerance
                 multiplier_e6 += 1
                 reached = _epsilon(multiplier_e6 / E6, delta_e12, rounds)
-        return cls(clip_norm_e6, multiplier_e6, delta_e12, rounds, _up(reached))
+        return cls(clip_norm_e6, multiplier_e6, delta_e12, rounds, _up(reached), update_error)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of the task card."""
@@ -247,9 +260,10 @@ class Privacy:
             Uploads of one device; by default as many as the budget is for.
         devices : int
             1: against who sees the device's updates singly. k: against who sees only sums of at
-            least k updates, where k - 1 of the others are honest and add their noise. The second
-            figure leaves aside that every device quantises its own update, and that the codec cuts
-            (`check_codec`): take it as an estimate, the first as the guarantee.
+            least k updates, where k - 1 of the others are honest and add their noise, and no error
+            of a single update (`update_error`). The second figure leaves aside that every device
+            quantises its own update, and that the codec cuts (`check_codec`): take it as an
+            estimate, the first as the guarantee.
 
         Raises
         ------

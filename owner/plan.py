@@ -34,6 +34,7 @@ SILENCES = ("refund", "pay")
 VALIDATOR_KINDS = ("named", "producers")
 INITIALS = ("normal", "glorot")
 PRIVACY_FIELDS = ("clip_norm", "delta", "rounds")
+PRIVACY_CHOICES = ("epsilon", "noise_multiplier", "update_error")
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,10 @@ class Plan:
     privacy : mapping, optional
         Differential privacy on the devices: ``epsilon``, over all rounds and against who sees
         single updates, or ``noise_multiplier`` in its place; ``delta``; ``clip_norm``, the largest
-        L2 norm of an update; and ``rounds``, for which the budget is computed, by default those of
-        the plan. See `gradledger.privacy`. `clip` must leave room for the noise. The errors of
-        CSVES are measured with the noise as well: where it swamps a single update, a ``tau`` of
-        1.000001 accepts all.
+        L2 norm of an update; ``rounds``, for which the budget is computed, by default those of the
+        plan; and ``update_error``, by default true. See `gradledger.privacy`. `clip` must leave
+        room for the noise. The errors of CSVES are measured with the noise as well: where it swamps
+        a single update, a ``tau`` of 1.000001 accepts all. Without ``update_error`` it must.
     open_sec, verdict_sec, sum_sec : int
         Lengths of the phases of a round.
     close_after : int
@@ -184,7 +185,7 @@ class Plan:
             self._check_privacy(self.privacy)
 
     def _check_privacy(self, given: Mapping[str, Any]) -> None:
-        unknown = sorted(set(given) - {*PRIVACY_FIELDS, "epsilon", "noise_multiplier"})
+        unknown = sorted(set(given) - {*PRIVACY_FIELDS, *PRIVACY_CHOICES})
         if unknown:
             raise ConfigError(f"plan: privacy: unknown field {', '.join(unknown)}")
         object.__setattr__(self, "privacy", {"rounds": self.rounds, **given})
@@ -204,6 +205,12 @@ class Plan:
                 f"got {found.delta:g}"
             )
         found.check_codec(scaled("clip", self.clip))
+        accepts_all = self.rule in ("threshold", "either") and scaled("tau", self.tau) > E6
+        if not found.update_error and (self.mode == "sealed" or not accepts_all):
+            raise ConfigError(
+                "plan: privacy: without update_error nothing can be judged: expected mode "
+                "paillier, rule threshold or either, and tau 1.000001"
+            )
 
     def privacy_terms(self) -> Privacy | None:
         """Return the terms of the task card, with the noise that the plan's epsilon asks for.

@@ -44,11 +44,11 @@ def test_terms_show_epsilon_and_a_bound_refuses(scene: MakeScene) -> None:
     assert terms.privacy == TERMS and terms.delta == 1e-5
     assert terms.epsilon == pytest.approx(20, abs=1e-4)
     assert terms.epsilon_round == TERMS.epsilon(1)
-    assert terms.epsilon_sum == TERMS.epsilon(devices=3)
+    assert terms.epsilon_sum is None  # for the errors of single updates are on chain
     text = str(terms)
     assert f"L2 norm 1 and gets Gaussian noise of standard deviation {TERMS.sigma:.4g}" in text
     assert "in all, over 2 rounds: epsilon 20 at delta 1e-05; one round: epsilon 12.79" in text
-    assert "who sees only sums with 2 more honest devices: about epsilon 9." in text
+    assert "on chain stands the error of your noisy update" in text and "sums" not in text
     for bound in (19.9, 0.0, float("nan")):
         with pytest.raises(PrivacyError, match=r"at most .* expected, the task has 20"):
             device.join(classes=[0], epsilon_max=bound)
@@ -66,9 +66,25 @@ def test_a_task_without_noise_says_so_and_meets_no_bound(scene: MakeScene) -> No
         device.join(classes=[0], epsilon_max=1000.0)
 
 
-def test_sealed_mode_promises_nothing_about_sums(scene: MakeScene) -> None:
-    terms = private(scene, mode=Mode.SEALED).device().terms()
-    assert terms.epsilon_sum is None and "only sums" not in str(terms)
+def test_what_only_sums_give_away_is_told_where_nothing_else_is(scene: MakeScene) -> None:
+    silent = replace(TERMS, update_error=False)
+    terms = private(scene, mode=Mode.SEALED, privacy=silent).device().terms()
+    assert terms.epsilon_sum is None and "sums" not in str(terms)
+    s = private(scene, privacy=silent)
+    device = s.device()
+    terms = device.terms()
+    assert terms.epsilon_sum == TERMS.epsilon(devices=3)
+    assert "who sees only sums with 2 more honest devices: about epsilon 9.9" in str(terms)
+    assert "on chain stands the error of the model you got, not yours" in str(terms)
+    device.join(classes=[0])
+    s.issue(1)
+    base = s.open(1, tau=ANY_ERROR)
+    with device.round(wait_sec=20) as round_:
+        update = round_.train(moved(-100.0), examples=9)
+        assert update.errors == (base.error_micro(*round_.validation),)
+        receipt = round_.upload(update)
+    s.attest(1, receipt.hash, [A] * 3)
+    assert isinstance(receipt.wait(timeout_sec=20), Paid)
 
 
 def test_a_false_claim_is_refused(scene: MakeScene) -> None:

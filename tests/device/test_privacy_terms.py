@@ -237,6 +237,7 @@ def test_a_card_carries_the_terms() -> None:
         "delta_e12": 10_000_000,
         "rounds": 10,
         "epsilon_e6": 8_000_000,
+        "update_error": True,
     }
     plain = json.loads(envelope.parse(make_card(None).to_bytes()).payload())
     assert plain["format"] == card.FORMAT and "privacy" not in plain
@@ -256,6 +257,7 @@ def test_a_card_carries_the_terms() -> None:
         ({"privacy": {"clip_norm_e6": 2**32}}, "clip_norm_e6: expected"),
         ({"privacy": {"noise_multiplier_e6": 0}}, "noise_multiplier_e6: expected"),
         ({"privacy": {"colour": 1}}, "unexpected keyword argument"),
+        ({"privacy": {"update_error": 1}}, "update_error: expected true or false, got 1"),
     ],
 )
 def test_a_card_with_wrong_terms_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -99,6 +99,17 @@ def test_a_plan_with_useless_privacy_is_refused(changes, message):
         Plan.from_dict({**FIELDS, "clip": 7, "privacy": privacy})
 
 
+def test_without_errors_of_updates_all_are_accepted_in_paillier_mode():
+    fields = {**FIELDS, "clip": 7, "privacy": {**PRIVACY, "update_error": False}}
+    for more in ({}, {"tau": 1.0}, {"tau": 1.000001, "rule": "both"}):
+        with pytest.raises(ConfigError, match="without update_error nothing can be judged"):
+            Plan.from_dict({**fields, **more})
+    with pytest.raises(ConfigError, match="without update_error nothing can be judged"):
+        Plan.from_dict({**fields, "tau": 1.000001, "mode": "sealed"})
+    terms = Plan.from_dict({**fields, "tau": 1.000001}).privacy_terms()
+    assert terms is not None and not terms.update_error
+
+
 def test_other_refusals_of_a_plans_privacy():
     with pytest.raises(ConfigError, match="privacy: expected Mapping"):
         Plan.from_dict({**FIELDS, "privacy": 8})

@@ -170,7 +170,7 @@ class ContractMachine(RuleBasedStateMachine):
     @rule(
         task=tasks,
         patient=mostly(True, False),
-        silent=mostly(False, True),
+        silent=st.sampled_from([False, False, True]),
         whole=st.booleans(),
     )
     def finish(self, task: int, patient: bool, silent: bool, whole: bool) -> None:
@@ -324,7 +324,7 @@ class ContractMachine(RuleBasedStateMachine):
         actor=actors,
         offset=version_offsets,
         limit=mostly(100, 0, 1, 2),
-        start=mostly(None, *range(8)),
+        start=st.none() | indices,
     )
     def push(self, task: int, actor: str, offset: int, limit: int, start: int | None) -> None:
         found = self.model.tasks[self.tasks[task]]
@@ -538,8 +538,13 @@ class ContractMachine(RuleBasedStateMachine):
         else:
             self.do("closeround", who, task="nosuchtask", version=1, caller=who)
 
-    @rule(task=tasks, later=st.sampled_from([0, -1]), second=st.booleans())
-    def reach_deadline(self, task: int, later: int, second: bool) -> None:
+    @rule(
+        task=tasks,
+        later=st.sampled_from([0, -1]),
+        second=st.booleans(),
+        start=st.none() | indices,
+    )
+    def reach_deadline(self, task: int, later: int, second: bool, start: int | None) -> None:
         """Go to a deadline or to the second before it, and do at once what it is about."""
         found = self.model.tasks[self.tasks[task]]
         newest = found.unsettled
@@ -552,8 +557,9 @@ class ContractMachine(RuleBasedStateMachine):
             self.do("closeround", stranger, caller=stranger, **by_version)
         elif newest.state == VERIFYING:
             self.wait_for(newest.verdict_deadline + second * newest.verdict_sec + later)
-            self.judge_or_push(found, newest, patient=False, silent=False)
-            self.do("push", stranger, limit=1, **by_version)
+            self.judge_or_push(found, newest, patient=False, silent=start is not None)
+            first = {} if start is None else {"start": self.account(self.arena.devices, start)}
+            self.do("push", stranger, limit=1, **by_version, **first)
         elif newest.state == SUMMING:
             self.wait_for(newest.sum_deadline + later)
             self.do("push", stranger, limit=1, **by_version)

@@ -43,4 +43,5 @@ def test_the_tutorial_runs_as_it_is_written(tmp_path: Path) -> None:
     assert len(re.findall(r"^Paid\(0\.6000 TOK, trx=[0-9a-f]{64}, block=\d+\)", shown, re.M)) == 3
     assert "paid 5.4000 TOK" in shown and "the escrow equation holds" in shown
     assert "withdrew 1.0000 TOK" in shown
+    assert "\n9 payments, all explained\n" in shown
     assert [path.name for path in (tmp_path / ".gradledger").iterdir()] == ["owner"]

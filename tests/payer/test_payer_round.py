@@ -233,7 +233,6 @@ def test_the_cosigning_key_can_do_nothing_else(
         update_auth(payer, "another", "active", mine, by="cosign"),
         link_auth(payer, "eosio.token", "transfer", "cosign", by="cosign"),
         link_auth(payer, "fedlearning", "attest", "cosign", by="cosign"),
-        unlink_auth(payer, "fedlearning", "join", by="cosign"),
         delete_auth(payer, "active", by="cosign"),
     ]
     for action in others:
@@ -282,7 +281,12 @@ def test_what_a_stolen_key_can_do_to_itself_is_seen_and_mended(
     mine = authority(thief.public)
     limited_chain.push([link_auth(account, "fedlearning", "join", "active", by="cosign")], [key])
     assert "cosign is not linked to join of fedlearning" in problems()
+    assert mend() is not None and problems() == ""
+    limited_chain.push([unlink_auth(account, "fedlearning", "join", by="cosign")], [key])
+    assert "cosign is not linked to join of fedlearning" in problems()
     limited_chain.push([update_auth(account, "below", "cosign", mine, by="cosign")], [key])
+    lower = link_auth(account, "fedlearning", "fedlearning", "below", by="cosign")
+    limited_chain.push([lower], [key])
     limited_chain.push([update_auth(account, "cosign", "active", mine, by="cosign")], [key])
     assert "cosign is not this key's alone" in problems()
     assert mend() is not None and problems() == ""

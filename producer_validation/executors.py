@@ -16,6 +16,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import (
     BrokenExecutor,
@@ -238,10 +239,13 @@ class DaskWorkers(Executor):
             inner = self._executor.submit(fn, *args, **kwargs)
         outer: Future[Any] = Future()
         inner.add_done_callback(lambda done: _hand_on(done, outer))
+        # A strong reference back would be a cycle, and keep results until it is collected.
+        under_way = weakref.ref(inner)
 
         def give_up(asked: Future[Any]) -> None:
-            if asked.cancelled() and client.status == "running":
-                inner.cancel()
+            left = under_way()
+            if left is not None and asked.cancelled() and client.status == "running":
+                left.cancel()
 
         outer.add_done_callback(give_up)
         return outer

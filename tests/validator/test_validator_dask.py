@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import subprocess
@@ -131,6 +132,19 @@ def test_a_call_that_is_given_up_is_cancelled_on_the_cluster(
 def test_a_large_argument_is_taken_without_a_warning(dask: DaskWorkers) -> None:
     work = Work(dask)
     assert work.result(work.submit(len, np.zeros(12_000_000, np.uint8).tobytes())) == 12_000_000
+
+
+def test_nothing_is_kept_of_a_call_whose_result_is_here(dask: DaskWorkers) -> None:
+    """Or the memory of client, scheduler and workers would grow with the number of uploads."""
+    work = Work(dask)
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(5):
+            assert work.result(work.submit(chores.square, number)) == number**2
+        step_until([], lambda: not dask._client.futures)
+    finally:
+        gc.enable()
 
 
 SCHEDULER = (

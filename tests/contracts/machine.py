@@ -39,7 +39,7 @@ JUMPS_MAX = 8
 INDEX_MAX = 7
 HONEST_COST = 60
 HASHES = ("fresh", "of another", "same prefix", "an account", "short", "long", "zero")
-FALL, FLAT, RISE = [500_000, 400_000, 300_000], [400_000, 400_000], [1, 2, 3]
+FALL, FLAT, RISE = [900_000, 100_000, 50_000], [400_000, 400_000], [1, 2, 3]
 
 
 def mostly(good: Any, *others: Any) -> st.SearchStrategy[Any]:
@@ -669,7 +669,7 @@ class ContractMachine(RuleBasedStateMachine):
             "hash": self.hash_of_kind(task, device, "fresh"),
             "cid": cid("file"),
             "cost": HONEST_COST,
-            "errors": [2, 1, 0],
+            "errors": FALL,
         }
         self.do("fedlearning", device, task=task.id, **data)
 

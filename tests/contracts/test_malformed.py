@@ -612,8 +612,9 @@ def test_malformed_data_ends_in_a_check_and_changes_nothing(stage: Stage) -> Non
         "by_action": dict(sorted(sender.by_action.items())),
         "by_outcome": dict(sorted(sender.by_code.items())),
         "well_formed_after_mutation": dict(sorted(sender.well_formed.items())),
-        "machine": machine(),
+        "contract_sha256": stage.world.contract_hash(),
         "chain": stage.world.client.get_info().server_version,
+        "machine": machine(),
     }
     print(json.dumps(document, indent=2))
     if OUT:

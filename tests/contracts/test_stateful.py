@@ -60,8 +60,9 @@ def test_random_histories_end_as_the_model_says(
         "seed": SEED,
         "seconds": round(time.monotonic() - begin, 1),
         **book.document(),
-        "machine": machine(),
+        "contract_sha256": stage.world.contract_hash(),
         "chain": stage.client.get_info().server_version,
+        "machine": machine(),
     }
     print(json.dumps(document, indent=2))
     if OUT:

@@ -132,6 +132,11 @@ class World:
         """Return the RAM that is billed to an account, bytes."""
         return int(self.client.get_account(account)["ram_usage"])
 
+    def contract_hash(self) -> str:
+        """Return the SHA-256 of the wasm that the chain runs."""
+        query = {"account_name": self.contract}
+        return str(self.client.call("/v1/chain/get_code_hash", query)["code_hash"])
+
 
 def _fresh_names(count: int) -> list[str]:
     letters = "abcdefghijklmnopqrstuvwxyz12345"

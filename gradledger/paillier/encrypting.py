@@ -236,7 +236,7 @@ class EncryptorCache:
                 while len(self._entries) >= ENCRYPTORS_MAX:
                     self._entries.popitem(last=False)
                 bits = strict_bits(n) if strict else None
-                encryptor = Encryptor(n, _random_unit(n), bits, fast, size)
+                encryptor = Encryptor(n, random_unit(n), bits, fast, size)
             self._entries[key] = encryptor
             return encryptor
 
@@ -244,7 +244,19 @@ class EncryptorCache:
 ENCRYPTORS = EncryptorCache()
 
 
-def _random_unit(n: int) -> int:
+def random_unit(n: int) -> int:
+    """Draw a number below n that shares no factor with it.
+
+    Parameters
+    ----------
+    n : int
+        Modulus of the key.
+
+    Returns
+    -------
+    int
+        From the operating system's generator.
+    """
     import gmpy2
 
     while True:

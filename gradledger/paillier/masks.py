@@ -19,8 +19,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
+from gradledger.codec import Codec
 from gradledger.errors import ConfigError, KeyMismatchError, MasksShortError
-from gradledger.paillier.encrypting import _random_unit
+from gradledger.paillier.encrypting import BLOCK, random_unit
 
 if TYPE_CHECKING:
     from gradledger.paillier import PaillierPublicKey
@@ -30,6 +34,7 @@ WORKERS_MAX = 256
 BUSY_SEC_MAX = 30
 
 _FORMAT = 1
+_TAKEN = 16 * BLOCK  # masks that leave in one transaction: some 3 MB
 _BATCH = 32  # masks that a worker makes for one transaction
 # EXTRA: the folder is synchronised as well after the journal is unlinked, or a loss of power could
 # bring the journal back, and with it the masks that it would restore.
@@ -144,32 +149,67 @@ class MaskStore:
                 made = pool.map(self._make, [share for share in shares if share])
                 self._put([mask for share in made for mask in share])
 
-    def check(self, public: PaillierPublicKey, count: int) -> None:
-        """Refuse another key, and a number of masks that is not here, before any is taken.
+    def blocks(
+        self, public: PaillierPublicKey, codes: NDArray[np.uint16], codec: Codec
+    ) -> Iterator[bytes]:
+        """Encrypt codes with masks: `PaillierPublicKey.encrypt_stream` does it with this.
 
         Parameters
         ----------
         public : PaillierPublicKey
-            The key that the update is encrypted under.
-        count : int
-            How many masks it takes.
+            The key to encrypt under.
+        codes : ndarray of uint16, shape (parameters,)
+            From `codec.quantise`.
+        codec : Codec
+            Of the task.
+
+        Returns
+        -------
+        iterator of bytes
+            256 ciphertexts each, fewer at the end: (1 + m n) r^n mod n^2.
 
         Raises
         ------
         KeyMismatchError
-            The masks are for another key.
+            The masks are for another key; none was taken.
         MasksShortError
-            Fewer are ready.
+            Fewer are ready than the update takes; none was taken.
         """
         if public != self.public:
             raise KeyMismatchError(
                 f"expected masks for key {public.key_hash.hex()[:16]}..., these are for "
                 f"{self.public.key_hash.hex()[:16]}..."
             )
-        self._check_ready(len(self), count)
+        self._check_ready(len(self), codec.plaintexts(public.bits))
+        return self._blocks(codes, codec)
+
+    def _blocks(self, codes: NDArray[np.uint16], codec: Codec) -> Iterator[bytes]:
+        import gmpy2
+
+        n = gmpy2.mpz(self.public.n)
+        width = self.public.ciphertext_bytes
+        left = codec.plaintexts(self.public.bits)
+        masks: Iterator[bytes] = iter(())
+        block: list[bytes] = []
+        for plaintext in codec.pack(codes, self.public.bits):
+            mask = next(masks, None)
+            if mask is None:
+                masks = self._split(self.take(min(left, _TAKEN)))
+                mask = next(masks)
+            left -= 1
+            high, low = gmpy2.f_divmod(gmpy2.mpz.from_bytes(mask, "big"), n)
+            message = gmpy2.mpz.from_bytes(plaintext, "little")
+            block.append((low + (high + message * low) % n * n).to_bytes(width, "big"))
+            if len(block) == BLOCK or not left:
+                yield b"".join(block)
+                block.clear()
+
+    def _split(self, masks: bytes) -> Iterator[bytes]:
+        width = self.public.ciphertext_bytes
+        return (masks[start : start + width] for start in range(0, len(masks), width))
 
     def take(self, count: int) -> bytes:
-        """Delete `count` masks for good, then hand them out: `PaillierPublicKey.encrypt` does.
+        """Delete `count` masks for good, then hand them out.
 
         Parameters
         ----------
@@ -223,7 +263,7 @@ class MaskStore:
         import gmpy2
 
         n = gmpy2.mpz(self.public.n)
-        units = [gmpy2.mpz(_random_unit(self.public.n)) for _ in range(count)]
+        units = [gmpy2.mpz(random_unit(self.public.n)) for _ in range(count)]
         width = self.public.ciphertext_bytes
         return [mask.to_bytes(width, "big") for mask in gmpy2.powmod_base_list(units, n, n * n)]
 

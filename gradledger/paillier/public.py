@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from gradledger.errors import PaillierError
+from gradledger.errors import ConfigError, PaillierError
 from gradledger.paillier import engines
 from gradledger.paillier.encrypting import ENCRYPTORS, check_threads, codes_of
 from gradledger.paillier.gmpy import read
 
 if TYPE_CHECKING:
     from gradledger.codec import Codec
+    from gradledger.paillier.masks import MaskStore
 
 BITS_DEFAULT = 3072
 BITS_MIN = 2048
@@ -217,6 +218,7 @@ class PaillierPublicKey:
         *,
         fast: bool = False,
         strict: bool = False,
+        masks: MaskStore | None = None,
         threads: int = 1,
     ) -> bytes:
         """Encrypt an update.
@@ -233,8 +235,11 @@ class PaillierPublicKey:
         strict : bool
             Exponents of bits(n) + 128 bits in place of half of n's: no assumption on short
             exponents, and more than twice the time.
+        masks : MaskStore, optional
+            Blind with masks made ahead, one for each ciphertext, in place of exponents: no
+            assumption but Paillier's. Each is deleted for good before it is used.
         threads : int, 1..256
-            How many work at once.
+            How many work at once. Masks leave them nothing to do.
 
         Returns
         -------
@@ -247,13 +252,19 @@ class PaillierPublicKey:
             The update does not fit the codec, or a value is not finite (its place is named).
         PaillierError
             `threads` is out of bounds.
+        ConfigError
+            `masks` with `fast` or `strict`, or the file of masks cannot be used.
+        KeyMismatchError, MasksShortError
+            The masks are for another key, or too few are ready; none was taken.
 
         Notes
         -----
         Randomness comes from the operating system. The comb table is kept for the next round.
         """
         return b"".join(
-            self.encrypt_stream(update, codec, fast=fast, strict=strict, threads=threads)
+            self.encrypt_stream(
+                update, codec, fast=fast, strict=strict, masks=masks, threads=threads
+            )
         )
 
     def encrypt_stream(
@@ -263,13 +274,14 @@ class PaillierPublicKey:
         *,
         fast: bool = False,
         strict: bool = False,
+        masks: MaskStore | None = None,
         threads: int = 1,
     ) -> Iterator[bytes]:
         """Encrypt an update in blocks, for vectors whose ciphertexts do not fit into memory.
 
         Parameters
         ----------
-        update, codec, fast, strict, threads
+        update, codec, fast, strict, masks, threads
             As `encrypt` takes them; `update` may be a `numpy.memmap`.
 
         Returns
@@ -279,57 +291,17 @@ class PaillierPublicKey:
 
         Raises
         ------
-        CodecError, PaillierError
-            As in `encrypt`, and here, before the first block.
+        CodecError, PaillierError, ConfigError
+            As in `encrypt`, and here, before the first block; the file of masks may fail later.
         """
         check_threads(threads)
+        if masks is not None and (fast or strict):
+            raise ConfigError("masks: expected neither fast nor strict beside them")
         codes = codes_of(update, codec)
+        if masks is not None:
+            return masks.blocks(self, codes, codec)
         encryptor = ENCRYPTORS.get(self.n, codec.plaintexts(self.bits), fast=fast, strict=strict)
         return encryptor.blocks(codes, codec, secrets.token_bytes, threads)
-
-    def encrypt_with_masks(
-        self, update: NDArray[Any], codec: Codec, masks: bytes | memoryview
-    ) -> bytes:
-        """Encrypt an update with masks made ahead.
-
-        Parameters
-        ----------
-        update, codec
-            As `encrypt` takes them.
-        masks : bytes-like
-            `payload_bytes(codec)` bytes: a number r^n mod n^2 for each ciphertext, big endian, used
-            in this order. Whoever makes them sees to it that none serves twice.
-
-        Returns
-        -------
-        bytes
-            The ciphertexts (1 + m n) r^n mod n^2.
-
-        Raises
-        ------
-        CodecError
-            As in `encrypt`.
-        PaillierError
-            The length of `masks` is another, or one is outside [1, n^2).
-        """
-        import gmpy2
-
-        codes = codes_of(update, codec)
-        data = bytes(masks)
-        expected = self.payload_bytes(codec)
-        if len(data) != expected:
-            raise PaillierError(f"expected {expected} bytes of masks, got {len(data)}")
-        parts = []
-        plaintexts = codec.pack(codes, self.bits)
-        numbers = read(data, self.ciphertext_bytes)
-        for place, (plaintext, mask) in enumerate(zip(plaintexts, numbers, strict=True)):
-            if not 0 < mask < self._n_squared:
-                raise PaillierError(f"mask {place}: expected a value in [1, n^2)")
-            high, low = gmpy2.f_divmod(mask, self._n)
-            message = gmpy2.mpz.from_bytes(plaintext, "little")
-            number = low + (high + message * low) % self._n * self._n
-            parts.append(number.to_bytes(self.ciphertext_bytes, "big"))
-        return b"".join(parts)
 
     def add(self, payloads: Iterable[bytes], codec: Codec, *, threads: int = 1) -> bytes:
         """Return the encrypted sum of updates, taking them one by one.

@@ -190,6 +190,9 @@ class Device:
     payer : str or Payer, optional
         ``http://host:port`` of a payer's service, whose account pays for this one's CPU and NET.
         Without it the account needs CPU and NET of its own, where the chain counts them.
+    budget_file : path, optional
+        For tasks with differential privacy: keeps count of the rounds that this device drew noise
+        for. Without it a restarted process takes what the chain says of its newest upload.
 
     Attributes
     ----------
@@ -212,6 +215,7 @@ class Device:
         store: str | Store,
         contract: str = CONTRACT_DEFAULT,
         payer: str | Payer | None = None,
+        budget_file: str | os.PathLike[str] | None = None,
     ) -> None:
         self.account = check_account(account)
         self.task = check_account(task)
@@ -222,7 +226,7 @@ class Device:
         self.payer = Payer(payer) if isinstance(payer, str) else payer
         self._card: cards.TaskCard | None = None
         self._uploaded = 0  # newest round with an upload of ours, as far as seen
-        self.budget = Budget()
+        self.budget = Budget(budget_file, holder=f"{self.account} in {self.task}")
 
     def __repr__(self) -> str:
         return f"Device({self.account!r}, task={self.task!r})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,9 +148,9 @@ def test_a_round_with_noise_is_paid_and_its_errors_follow_from_the_noisy_update(
     assert member is not None and (member.error_first, member.error_last) == update.errors
 
 
-def test_a_device_keeps_to_its_budget(scene: MakeScene) -> None:
+def test_a_device_keeps_to_its_budget(scene: MakeScene, tmp_path: Path) -> None:
     s = private(scene)
-    device = s.device()
+    device = s.device(budget_file=tmp_path / "budget")
     device.join(classes=[0])
     for version in (1, 2):
         s.issue(version)
@@ -161,7 +162,9 @@ def test_a_device_keeps_to_its_budget(scene: MakeScene) -> None:
         s.finish(version)
     s.issue(3)
     s.open(3)
-    for one in (device, s.device()):  # a restarted one has it from the chain
+    again = s.device(budget_file=tmp_path / "budget")
+    assert (again.budget.spent, again.budget.newest) == (2, 2)
+    for one in (device, again, s.device()):  # the last has it from the chain
         with pytest.raises(PrivacyError, match="is for 2 rounds, and 2 may be used"):
             one.round(wait_sec=20)
 

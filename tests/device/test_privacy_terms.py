@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -329,3 +331,53 @@ def test_the_budget_is_counted_and_never_below_what_was_spent() -> None:
     restarted.charge(3, three)
     with pytest.raises(PrivacyError, match="is for 3 rounds"):
         restarted.check(three)
+
+
+def test_a_budget_in_a_file_survives_restarts(tmp_path: Path) -> None:
+    path = tmp_path / "budget"
+    three = replace(TERMS, rounds=3)
+    first = Budget(path, holder="phone1 in digits")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    first.charge(7, three)  # drawn, and never recorded on chain
+    second = Budget(path, holder="phone1 in digits")
+    assert (second.spent, second.newest) == (1, 7)
+    with pytest.raises(PrivacyError, match="round 7 has an update with noise already"):
+        second.charge(7, three)
+    second.observe(7)
+    second.charge(8, three)
+    with pytest.raises(PrivacyError, match="round 8 has an update with noise already"):
+        first.charge(8, three)  # the other process of this device
+    first.charge(9, three)
+    with pytest.raises(PrivacyError, match="is for 3 rounds, and 3 may be used"):
+        second.charge(10, three)
+    # A crash while a line was written, and while the first one was.
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"4 1")
+    third = Budget(path, holder="phone1 in digits")
+    assert (third.spent, third.newest) == (3, 9) and path.read_bytes() == whole
+    path.write_bytes(whole[:20])
+    assert Budget(path, holder="phone1 in digits").spent == 0
+    Budget(path, holder="phone1 in digits").charge(1, three)
+
+
+@pytest.mark.parametrize(
+    "content", [b"notes of mine", b"\0" * 5_000_000, b'{"privacy_budget": 1, "holder": "b"}\n']
+)
+def test_another_file_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "budget"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="expected a privacy budget that begins with"):
+        Budget(path, holder="a")
+    assert path.read_bytes() == content
+    with pytest.raises(ConfigError, match="cannot be used"):
+        Budget(tmp_path / "none" / "budget")
+
+
+def test_nonsense_in_a_budget_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "budget"
+    Budget(path)
+    head = path.read_bytes()
+    for line in (b"1\n", b"1 2 3\n", b"-1 2\n", b"1 2\n\n", b"9" * 5000 + b" 1\n", b"a b\n"):
+        path.write_bytes(head + line)
+        with pytest.raises(ConfigError, match="expected a privacy budget"):
+            Budget(path)

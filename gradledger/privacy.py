@@ -205,7 +205,8 @@ class Privacy:
             if reached > bound_e6 / E6:  # the solver's tolerance
                 multiplier_e6 += 1
                 reached = _epsilon(multiplier_e6 / E6, delta_e12, rounds)
-        return cls(clip_norm_e6, multiplier_e6, delta_e12, rounds, _up(reached), update_error)
+        claim_e6 = max(1, _up(reached))
+        return cls(clip_norm_e6, multiplier_e6, delta_e12, rounds, claim_e6, update_error)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of the task card."""

@@ -105,6 +105,9 @@ def test_both_sides_of_the_bounds_are_accepted() -> None:
     given = Privacy.calibrate(clip_norm=1, delta=1e-5, rounds=1, noise_multiplier=1.0000001)
     assert given.noise_multiplier_e6 == 1_000_001  # up, and delta down
     given.check_claim()
+    most = Privacy.calibrate(clip_norm=1, delta=1e-3, rounds=1, noise_multiplier=1e6)
+    assert most.epsilon() == 0 and most.epsilon_e6 == 1
+    most.check_claim()
 
 
 def test_without_the_library_the_message_says_what_to_install() -> None:

@@ -144,19 +144,20 @@ class Payer:
         return f"Payer({self.url!r})"
 
     def terms(self) -> PayerTerms:
-        """Return what the service pays for; asked once.
+        """Return what the service pays for; asked once, and anew after a refusal.
 
         Raises
         ------
         PayerUnavailableError
             It does not answer, or not as a payer's service.
         """
-        if self._terms is None:
+        terms = self._terms
+        if terms is None:
             try:
-                self._terms = PayerTerms.from_dict(self._call("/v1/payer/terms", {}))
+                terms = self._terms = PayerTerms.from_dict(self._call("/v1/payer/terms", {}))
             except ConfigError as error:
                 raise PayerUnavailableError(f"the payer at {self.url}: {error}") from None
-        return self._terms
+        return terms
 
     def push(self, chain: ChainClient, action: Action, key: PrivateKey) -> PushResult:
         """Have a device's action paid for, sign and send it.
@@ -186,9 +187,11 @@ class Payer:
             if not pending.cosigned:
                 self._cosign(pending, info.chain_id)
             traces = chain.send(pending.body)
-        except (ContractError, PayerRefusedError, TransactionExpiredError):
+        except (ContractError, PayerRefusedError, TransactionExpiredError) as error:
             with self._lock:  # it will never happen
                 self._pending.pop((info.chain_id, action.pack()), None)
+                if isinstance(error, PayerRefusedError):
+                    self._terms = None  # they may have changed
             raise
         receipt = traces.get("receipt") or {}
         return PushResult(

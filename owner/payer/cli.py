@@ -73,7 +73,7 @@ def add_commands(commands: Any) -> None:
     limits = run.add_argument_group("limits")
     for name, text in (
         ("per-round", "signatures for one device's upload in a round (default 3)"),
-        ("per-device-hour", "signatures for one device in an hour (default 20)"),
+        ("per-device-hour", "signatures for one device in an hour (default 60)"),
         ("per-task-hour", "signatures for one task in an hour (default 20000)"),
         ("cpu-ms", "CPU cap of one transaction (default 50)"),
         ("net-words", "NET cap of one transaction, words of 8 bytes (default 128)"),
@@ -254,8 +254,11 @@ def _show(args: argparse.Namespace) -> None:
     place = _Place(args)
     account, key = place.cosign_key()
     standing = check(place.chain, account=account, public=key.public, contract=place.contract)
-    path = place.state / RECORD_FILE
-    signed = Record(path).newest(NEWEST_SHOWN) if path.exists() else []
+    path, signed = place.state / RECORD_FILE, []
+    if path.exists():
+        record = Record(path)
+        signed = record.newest(NEWEST_SHOWN)
+        record.close()
     if args.json:
         newest = [asdict(one) for one in signed]
         document = {"account": account, **asdict(standing), "newest": newest}

@@ -97,18 +97,25 @@ class Record:
             self._db = sqlite3.connect(
                 self.path, timeout=BUSY_SEC, isolation_level=None, check_same_thread=False
             )
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            with self._transaction():
-                (found,) = self._db.execute("PRAGMA user_version").fetchone()
-                if found == 0:
-                    for statement in _SCHEMA.split(";"):
-                        self._db.execute(statement)
-                    self._db.execute(f"PRAGMA user_version = {FORMAT}")
-                elif found != FORMAT:
-                    raise ConfigError(f"{self.path}: expected a record of format {FORMAT}")
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = FULL")
+                self._open()
+            except BaseException:
+                self._db.close()
+                raise
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"{self.path}: cannot be used as a record: {error}") from error
+
+    def _open(self) -> None:
+        with self._transaction():
+            (found,) = self._db.execute("PRAGMA user_version").fetchone()
+            if found == 0:
+                for statement in _SCHEMA.split(";"):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {FORMAT}")
+            elif found != FORMAT:
+                raise ConfigError(f"{self.path}: expected a record of format {FORMAT}")
 
     def __repr__(self) -> str:
         return f"Record({str(self.path)!r})"

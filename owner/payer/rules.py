@@ -31,7 +31,7 @@ from gradledger.chain.keys import PrivateKey, PublicKey, recover_key
 from gradledger.chain.names import check_account
 from gradledger.chain.payer import ACTIONS, PERMISSION
 from gradledger.chain.transaction import CPU_MS_MAX, Action, Transaction
-from gradledger.errors import BadFieldError, ConfigError, NodeError
+from gradledger.errors import BadFieldError, ConfigError, NodeAnswerError, NodeError
 from owner.payer.record import Record, Signed, Used
 
 __all__ = ["ChainView", "Cosigner", "Limits", "Refusal"]
@@ -115,7 +115,7 @@ class Limits:
     """
 
     per_round: int = 3
-    per_device_hour: int = 20
+    per_device_hour: int = 60
     per_task_hour: int = 20_000
     cpu_ms: int = 50
     net_words: int = 128
@@ -194,17 +194,18 @@ class ChainView:
 
     def _active_keys(self, account: str) -> frozenset[PublicKey]:
         found = set()
-        for permission in self._client.get_account(account)["permissions"]:
-            if permission["perm_name"] != "active":
-                continue
-            needed = permission["required_auth"]
-            for one in needed["keys"]:
+        document = self._client.get_account(account)
+        try:
+            (active,) = (p for p in document["permissions"] if p["perm_name"] == "active")
+            needed = active["required_auth"]
+            enough = [one for one in needed["keys"] if one["weight"] >= needed["threshold"]]
+            for one in enough:
                 try:
-                    key = PublicKey.from_string(one["key"])
+                    found.add(PublicKey.from_string(one["key"]))
                 except ConfigError:
-                    continue  # of another kind than the devices' keys
-                if one["weight"] >= needed["threshold"]:
-                    found.add(key)
+                    pass  # of another kind than the devices' keys
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise NodeAnswerError(f"expected the account {account}, got {error!r}") from None
         return frozenset(found)
 
     def _cached(self, place: tuple[str, ...], fetch: Callable[[], _T]) -> _T:

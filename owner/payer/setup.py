@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gradledger.chain.client import ChainClient
 from gradledger.chain.keys import PrivateKey, PublicKey, load_key_file, save_key_file
@@ -24,7 +23,7 @@ from gradledger.chain.permissions import (
     update_auth,
 )
 from gradledger.chain.transaction import Action
-from gradledger.errors import ConfigError
+from gradledger.errors import ConfigError, NodeAnswerError
 
 __all__ = ["Standing", "check", "load_cosign_key", "revoke", "setup"]
 
@@ -107,17 +106,16 @@ def setup(
         save_key_file(path, account, cosign)  # on disk before it is used
     if cosign == key:
         raise ConfigError(f"{path}: expected a key of its own, got the account's active key")
-    document = chain.get_account(account)
+    found = _read_account(chain, account)
     actions: list[Action] = []
-    if not _has_key(document, permission, cosign.public):
+    if not found.has_key(permission, cosign.public):
         actions.append(update_auth(account, permission, "active", authority(cosign.public)))
-    links = _links(document)
     for name in ACTIONS:
-        if links.get((contract, name)) != permission:
+        if found.links.get((contract, name)) != permission:
             actions.append(link_auth(account, contract, name, permission))
-    for code, name in _surplus(links, contract, permission):
+    for code, name in found.surplus(contract, permission):
         actions.append(unlink_auth(account, code, name))
-    for child in _children(document, permission):
+    for child in found.children(permission):
         actions.append(delete_auth(account, child))
     if not actions:
         return None
@@ -139,12 +137,13 @@ def revoke(
     str or None
         The transaction, irreversible by now; None when there was nothing to do.
     """
-    document = chain.get_account(account)
-    if permission not in _permissions(document):
+    found = _read_account(chain, account)
+    if permission not in found.parents:
         return None
-    linked = [place for place, of in _links(document).items() if of == permission]
+    below = found.children(permission)
+    linked = [place for place, of in found.links.items() if of in (permission, *below)]
     actions = [unlink_auth(account, code, name) for code, name in linked]
-    actions += [delete_auth(account, child) for child in _children(document, permission)]
+    actions += [delete_auth(account, child) for child in below]
     actions.append(delete_auth(account, permission))
     return chain.transact(actions, [key], timeout_sec=timeout_sec)[0].trx_id
 
@@ -162,67 +161,81 @@ def check(
     answer = chain.call(
         "/v1/chain/get_activated_protocol_features", {"limit": FEATURES_MAX, "reverse": False}
     )
-    active = {one["feature_digest"] for one in answer["activated_protocol_features"]}
+    try:
+        active = {one["feature_digest"] for one in answer["activated_protocol_features"]}
+    except (KeyError, TypeError) as error:
+        raise NodeAnswerError(f"expected the protocol features, got {error!r}") from None
     if ONLY_BILL_FIRST_AUTHORIZER not in active:
         problems.append(
             "the chain has not activated ONLY_BILL_FIRST_AUTHORIZER: it would bill the devices too"
         )
-    document = chain.get_account(account)
-    links = _links(document)
-    wrong = [name for name in ACTIONS if links.get((contract, name)) != permission]
-    if not _has_key(document, permission, public):
+    found = _read_account(chain, account)
+    wrong = [name for name in ACTIONS if found.links.get((contract, name)) != permission]
+    if not found.has_key(permission, public):
         problems.append(f"{account}@{permission} is not this key's alone: run `owner payer setup`")
     elif wrong:
         problems.append(
             f"{account}@{permission} is not linked to {', '.join(wrong)} of {contract}: run "
             "`owner payer setup`"
         )
-    elif _surplus(links, contract, permission) or _children(document, permission):
+    elif found.surplus(contract, permission) or found.children(permission):
         problems.append(f"{account}@{permission} can do more than cosign: run `owner payer setup`")
-    cpu_us = int(document["cpu_limit"]["available"])
-    net_bytes = int(document["net_limit"]["available"])
-    if cpu_us == 0 or net_bytes == 0:
+    if found.cpu_us == 0 or found.net_bytes == 0:
         problems.append(f"{account} has no CPU or no NET to pay with")
-    quota, used = int(document["ram_quota"]), int(document["ram_usage"])
-    return Standing(tuple(problems), cpu_us, net_bytes, -1 if quota < 0 else quota - used)
+    return Standing(tuple(problems), found.cpu_us, found.net_bytes, found.ram_bytes)
 
 
-def _permissions(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    return {one["perm_name"]: one for one in document["permissions"]}
+@dataclass(frozen=True)
+class _Account:
+    """A node's document on an account, as far as it matters here."""
+
+    parents: Mapping[str, str]  # permission -> the one above
+    keys: Mapping[str, str]  # permission -> its key, where one key alone has it
+    links: Mapping[tuple[str, str], str]  # (contract, action) -> permission
+    cpu_us: int
+    net_bytes: int
+    ram_bytes: int
+
+    def has_key(self, permission: str, key: PublicKey) -> bool:
+        """Return whether a permission hangs below active and is that key's, and nobody else's."""
+        mine = (str(key), key.legacy)
+        return self.parents.get(permission) == "active" and self.keys.get(permission) in mine
+
+    def surplus(self, contract: str, permission: str) -> list[tuple[str, str]]:
+        """Return what a permission is linked to, and should not be."""
+        linked = [place for place, of in self.links.items() if of == permission]
+        return [(code, name) for code, name in linked if code != contract or name not in ACTIONS]
+
+    def children(self, permission: str) -> list[str]:
+        """Return the permissions below `permission`, the deepest first."""
+        below = [permission]
+        for above in below:
+            below += [n for n, parent in self.parents.items() if parent == above and n not in below]
+        return below[:0:-1]
 
 
-def _has_key(document: Mapping[str, Any], permission: str, key: PublicKey) -> bool:
-    """Return whether a permission hangs below active and is that key's, and nobody else's."""
-    found = _permissions(document).get(permission)
-    if found is None or found["parent"] != "active":
-        return False
-    needed = found["required_auth"]
-    return (
-        needed["threshold"] == 1
-        and [(one["key"], one["weight"]) for one in needed["keys"]]
-        in ([(key.legacy, 1)], [(str(key), 1)])
-        and not needed["accounts"]
-        and not needed["waits"]
-    )
-
-
-def _links(document: Mapping[str, Any]) -> dict[tuple[str, str], str]:
-    """Return which permission each (contract, action) of the account is linked to."""
-    return {
-        (link["account"], link["action"] or ""): one["perm_name"]
-        for one in document["permissions"]
-        for link in one.get("linked_actions", [])
-    }
-
-
-def _surplus(
-    links: Mapping[tuple[str, str], str], contract: str, permission: str
-) -> list[tuple[str, str]]:
-    wanted = {(contract, name) for name in ACTIONS}
-    return [place for place, of in links.items() if of == permission and place not in wanted]
-
-
-def _children(document: Mapping[str, Any], permission: str) -> list[str]:
-    """Return the permissions below `permission`, the deepest first."""
-    found = [one["perm_name"] for one in document["permissions"] if one["parent"] == permission]
-    return [name for child in found for name in (*_children(document, child), child)]
+def _read_account(chain: ChainClient, account: str) -> _Account:
+    document = chain.get_account(account)
+    parents: dict[str, str] = {}
+    keys: dict[str, str] = {}
+    links: dict[tuple[str, str], str] = {}
+    try:
+        for one in document["permissions"]:
+            name, needed = one["perm_name"], one["required_auth"]
+            parents[name] = one["parent"]
+            alone = needed["threshold"] == 1 and not needed["accounts"] and not needed["waits"]
+            if alone and [key["weight"] for key in needed["keys"]] == [1]:
+                keys[name] = str(needed["keys"][0]["key"])
+            for link in one["linked_actions"]:
+                links[link["account"], link["action"] or ""] = name
+        quota = int(document["ram_quota"])
+        return _Account(
+            parents,
+            keys,
+            links,
+            int(document["cpu_limit"]["available"]),
+            int(document["net_limit"]["available"]),
+            -1 if quota < 0 else quota - int(document["ram_usage"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise NodeAnswerError(f"expected the account {account}, got {error!r}") from None

@@ -77,6 +77,12 @@ class World:
         self.abi = contract_abi()
         self.restart()
 
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.record.close()
+
     def restart(self) -> None:
         """Start the service's inside anew, on the same record."""
         if hasattr(self, "record"):

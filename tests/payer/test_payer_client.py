@@ -28,6 +28,7 @@ from gradledger.errors import (
     TransactionExpiredError,
 )
 from owner.payer import service
+from owner.payer.rules import Limits
 from owner.payer.service import PayerServer
 
 
@@ -55,8 +56,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
@@ -285,6 +287,16 @@ def test_a_refusal_is_not_asked_again(world: World, server: PayerServer) -> None
         payer.push(chain, world.upload(), old)  # type: ignore[arg-type]
     assert raised.value.code == "bad_signature" and "phone1" in raised.value.text
     assert server.answered == {"terms": 1, "bad_signature": 1} and chain.sent == []
+
+
+def test_terms_that_changed_are_asked_anew(world: World, server: PayerServer) -> None:
+    chain, payer, act = Chain(), Payer(server.url), world.upload()
+    assert payer.terms().cpu_ms_max == 50
+    world.cosigner.limits = Limits(cpu_ms=20)
+    with pytest.raises(PayerRefusedError, match="cap_exceeded: max_cpu_usage_ms: expected 1 to 20"):
+        push(payer, chain, world, act)
+    push(payer, chain, world, act)
+    assert payer.terms().cpu_ms_max == 20
 
 
 def test_an_expired_transaction_is_signed_anew(world: World, server: PayerServer) -> None:

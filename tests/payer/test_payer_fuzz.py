@@ -6,7 +6,7 @@ import json
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,17 @@ from gradledger.chain.transaction import Action, Transaction
 from owner.payer.service import PayerServer
 
 SEED = 20_260
-REQUESTS = 24_000
+REQUESTS = 20_000
+HOSTILE = 3_000
 OVER_HTTP = 1_500
 
 Mutate = Callable[[random.Random, World, dict[str, str]], bytes]
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path, per_round=10**6, per_device_hour=10**6, per_task_hour=10**6)
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path, per_round=10**6, per_device_hour=10**6, per_task_hour=10**6) as made:
+        yield made
 
 
 def flip(rng: random.Random, data: bytes) -> bytes:
@@ -221,7 +223,7 @@ def test_a_member_gets_nothing_signed_but_what_it_may_do(world: World) -> None:
     server = PayerServer(world.cosigner, port=0)
     server.server_close()
     codes: Counter[str] = Counter()
-    for number in range(4_000):
+    for number in range(HOSTILE):
         if number % 2:
             body = resigned(rng, world, world.good())
         else:

@@ -171,7 +171,7 @@ def test_every_refusal_reaches_the_device_as_an_error(scene: MakeScene, serve: S
     with pytest.raises(PayerRefusedError, match=r"device_limit: .* had 2 signatures in the last"):
         device.push(join_action(s, classes=3))
     assert server.answered == {
-        "terms": 3,
+        "terms": 4,
         "unknown_task": 1,
         "not_a_member": 1,
         "bad_signature": 1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,16 @@ from gradledger.chain.contract import RoundState
 from gradledger.chain.keys import PrivateKey, recover_key
 from gradledger.chain.payer import with_payer
 from gradledger.chain.transaction import Action, Transaction
-from gradledger.errors import ConfigError
+from gradledger.errors import ConfigError, NodeAnswerError
 from owner.payer.record import KEEP_SEC, PRUNE_EVERY, Record, Signed
 from owner.payer.rules import Limits, Refusal
+from owner.payer.setup import Standing, check
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as made:
+        yield made
 
 
 def refused(world: World, request: Any) -> Refusal:
@@ -348,8 +350,14 @@ def test_a_replay_is_refused_and_its_signature_can_be_fetched(world: World) -> N
         world.cosigner.signature({"transaction_id": "00" * 32})
 
 
-def test_limits_of_a_round_a_device_and_a_task(tmp_path: Path) -> None:
-    world = World(tmp_path, per_round=2, per_device_hour=4, per_task_hour=6)
+@pytest.fixture
+def bounded(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path, per_round=2, per_device_hour=4, per_task_hour=6) as made:
+        yield made
+
+
+def test_limits_of_a_round_a_device_and_a_task(bounded: World) -> None:
+    world = bounded
 
     def sign(device: str, act: Action) -> str:
         try:
@@ -378,11 +386,10 @@ def test_limits_of_a_round_a_device_and_a_task(tmp_path: Path) -> None:
     assert sign("phone1", world.upload()) == "round_limit"  # that does not end with the hour
 
 
-def test_a_refused_request_counts_for_nothing(tmp_path: Path) -> None:
-    world = World(tmp_path, per_round=1)
-    for _ in range(3):
-        refused(world, world.request(world.transaction(world.upload(version=2))))
-    assert world.cosigner.cosign(world.good())["signature"]
+def test_a_refused_request_counts_for_nothing(bounded: World) -> None:
+    for _ in range(7):
+        refused(bounded, bounded.request(bounded.transaction(bounded.upload(version=2))))
+    assert bounded.cosigner.cosign(bounded.good())["signature"]
 
 
 def test_a_node_that_does_not_answer_gets_nothing_signed(
@@ -499,3 +506,63 @@ def test_every_transaction_that_packs_unpacks(world: World) -> None:
     for _ in range(2000):
         with pytest.raises(ConfigError):
             Transaction.unpack(os.urandom(14) + b"\1" + os.urandom(60))
+
+
+GOOD_ACCOUNT: dict[str, Any] = {
+    "permissions": [
+        {
+            "perm_name": "active",
+            "parent": "owner",
+            "required_auth": {"threshold": 1, "keys": [], "accounts": [], "waits": []},
+            "linked_actions": [],
+        }
+    ],
+    "ram_quota": 4096,
+    "ram_usage": 2724,
+    "cpu_limit": {"available": "10"},
+    "net_limit": {"available": "0"},
+}
+
+
+class Node:
+    """A node that answers what the test says."""
+
+    def __init__(self, account: Any, features: Any) -> None:
+        self.account, self.features = account, features
+
+    def get_account(self, account: str) -> Any:
+        return self.account
+
+    def call(self, path: str, document: Any) -> Any:
+        return self.features
+
+
+def standing(account: Any, features: Any) -> Standing:
+    public = PrivateKey.generate().public
+    node: Any = Node(account, features)
+    return check(node, account=PAYER, public=public, contract=CONTRACT)
+
+
+def test_what_keeps_a_payer_from_paying_is_said() -> None:
+    found = standing(GOOD_ACCOUNT, {"activated_protocol_features": []})
+    assert (found.cpu_us, found.net_bytes, found.ram_bytes) == (10, 0, 1372)
+    assert found.problems == (
+        "the chain has not activated ONLY_BILL_FIRST_AUTHORIZER: it would bill the devices too",
+        "payer@cosign is not this key's alone: run `owner payer setup`",
+        "payer has no CPU or no NET to pay with",
+    )
+
+
+@pytest.mark.parametrize(
+    ("account", "features"),
+    [
+        (GOOD_ACCOUNT, {}),
+        (GOOD_ACCOUNT, {"activated_protocol_features": [1]}),
+        ({}, {"activated_protocol_features": []}),
+        ({**GOOD_ACCOUNT, "permissions": [{}]}, {"activated_protocol_features": []}),
+        ({**GOOD_ACCOUNT, "cpu_limit": {"available": "x"}}, {"activated_protocol_features": []}),
+    ],
+)
+def test_a_node_that_answers_nonsense_about_the_payer(account: Any, features: Any) -> None:
+    with pytest.raises(NodeAnswerError, match="expected the "):
+        standing(account, features)

@@ -20,8 +20,9 @@ from owner.payer.service import BODY_BYTES_MAX, HEAD_BYTES_MAX, PayerServer
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
@@ -173,6 +174,7 @@ def test_callers_at_once_share_the_limits(tmp_path: Path) -> None:
             thread.join()
     assert sorted(statuses) == [200] * 5 + [429] * 35
     assert len(world.record.newest(100)) == 5
+    world.record.close()
 
 
 def test_the_same_transaction_at_once_is_signed_once(world: World, server: PayerServer) -> None:

@@ -263,12 +263,19 @@ def test_a_service_that_lies_about_its_signature(
     assert chain.sent == []
 
 
-def test_a_busy_service_is_asked_again(world: World, server: PayerServer) -> None:
-    world.view.fails = True
-    threading.Timer(0.02, lambda: setattr(world.view, "fails", False)).start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gradledger.chain.payer.PAUSE_SEC", 0.1)
-        push(Payer(server.url), Chain(), world)
+def test_a_busy_service_is_asked_again(
+    world: World, server: PayerServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, asked = world.view.now, []
+
+    def once_away() -> int:
+        asked.append(1)
+        if len(asked) == 1:
+            raise NodeUnavailableError("no endpoint answered")
+        return now()
+
+    monkeypatch.setattr(world.view, "now", once_away)
+    push(Payer(server.url), Chain(), world)
     assert server.answered["node_unavailable"] == 1 and server.answered["signed"] == 1
 
 

@@ -22,7 +22,7 @@ from gradledger.cid import cid_v0
 from gradledger.store import Store
 from owner import cli
 from owner.errors import SumUnusableError
-from owner.run import Progress, RoundReport
+from owner.run import Progress, RoundReport, first_model
 from owner.state import StateDir
 from producer_validation.executors import InlineExecutor
 from producer_validation.validator import Validator
@@ -185,6 +185,24 @@ def test_without_a_quorum_the_model_stays_and_it_is_said_who_attested_what(
     before, after = directory.model(0), directory.model(1)
     assert before is not None and after is not None
     assert np.array_equal(before.vector, after.vector)
+
+
+def test_a_quorum_of_liars_is_believed(
+    make_training: Callable[..., Training], tmp_path: Path
+) -> None:
+    """The documented bound: 2f+1 validators can attest a false sum; the honest one is named."""
+    training = make_training(rounds=1, validators=4)
+    wrong = {"executor": WrongProduct(lambda updates: [updates[0]] * len(updates))}
+    *_, honest = corrupt(training, wrong, wrong, wrong)
+    training.validators.insert(0, training.validators.pop())  # the honest one votes first
+    with training.played():
+        (report,) = carry(training, tmp_path / "state")
+    assert report.accepted == report.updates == 3
+    assert report.outvoted in ([honest], []) and report.silent in ([], [honest])
+    model = StateDir(tmp_path / "state").model(1)
+    assert model is not None
+    right = training.expected(1, first_model(training.plan))
+    assert np.abs(model.vector - right).max() > 0.01
 
 
 def test_a_copy_with_one_bit_changed_is_named_while_all_is_on_chain(

@@ -19,6 +19,7 @@ from typing import Any
 
 from gradledger.chain.abi import Abi
 from gradledger.chain.keys import PublicKey, recover_key, signature_variant
+from gradledger.chain.permissions import AUTHORITY_STRUCTS
 from gradledger.errors import ConfigError, GradledgerError, NodeAnswerError
 
 UNPACKED_BYTES_MAX = 2**24  # of a compressed transaction
@@ -327,31 +328,24 @@ _AUTHORITY_ABI = Abi(
     {
         "actions": [],
         "structs": [
-            {"name": name, "fields": [{"name": f, "type": t} for f, t in fields]}
-            for name, fields in {
-                "level": [("actor", "name"), ("permission", "name")],
-                "key_weight": [("key", "public_key"), ("weight", "uint16")],
-                "level_weight": [("permission", "level"), ("weight", "uint16")],
-                "wait_weight": [("wait_sec", "uint32"), ("weight", "uint16")],
-                "authority": [
-                    ("threshold", "uint32"),
-                    ("keys", "key_weight[]"),
-                    ("accounts", "level_weight[]"),
-                    ("waits", "wait_weight[]"),
-                ],
-                "newaccount": [
-                    ("creator", "name"),
-                    ("name", "name"),
-                    ("owner", "authority"),
-                    ("active", "authority"),
-                ],
-                "updateauth": [
-                    ("account", "name"),
-                    ("permission", "name"),
-                    ("parent", "name"),
-                    ("auth", "authority"),
-                ],
-            }.items()
+            *AUTHORITY_STRUCTS,
+            *(
+                {"name": name, "fields": [{"name": f, "type": t} for f, t in fields]}
+                for name, fields in {
+                    "newaccount": [
+                        ("creator", "name"),
+                        ("name", "name"),
+                        ("owner", "authority"),
+                        ("active", "authority"),
+                    ],
+                    "updateauth": [
+                        ("account", "name"),
+                        ("permission", "name"),
+                        ("parent", "name"),
+                        ("auth", "authority"),
+                    ],
+                }.items()
+            ),
         ],
     }
 )

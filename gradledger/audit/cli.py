@@ -149,7 +149,8 @@ def _show_books(report: AuditReport) -> None:
     print(f"  code        {known}")
     traces = "agree with the books" if report.traces else "not given by this node"
     print(f"  traces      {traces}")
-    print(f"  blobs       {report.blobs} accepted uploads have the recorded hash and CID")
+    if report.blobs is not None:
+        print(f"  blobs       {report.blobs} accepted uploads have the recorded hash and CID")
 
 
 @contextmanager

@@ -147,6 +147,10 @@ class Stretch:
     _file: IO[bytes] = field(default_factory=tempfile.TemporaryFile, repr=False)
     _offsets: array[int] = field(default_factory=lambda: array("Q"), repr=False)
 
+    def __len__(self) -> int:
+        """Return how many steps there are."""
+        return len(self._offsets)
+
     def add(self, steps: list[Step]) -> None:
         """Keep the steps of the next older block."""
         for step in reversed(steps):

@@ -52,8 +52,8 @@ class AuditReport:
         ``"known"`` when the contract's code is the one of this release, otherwise its hash.
     signed, unsigned : int
         Transactions whose keys are those of their accounts; those where that could not be told.
-    blobs : int
-        Uploads accepted by the validators whose bytes were fetched and agree.
+    blobs : int or None
+        Uploads accepted by the validators whose bytes were fetched and agree; None: not looked at.
     rounds : list of RoundSummary
     payment_list : list of Payment
         Only if they were asked for.
@@ -85,7 +85,7 @@ class AuditReport:
     code: str = ""
     signed: int = 0
     unsigned: int = 0
-    blobs: int = 0
+    blobs: int | None = None
     rounds: list[RoundSummary] = field(default_factory=list)
     payment_list: list[Payment] = field(default_factory=list, repr=False)
 

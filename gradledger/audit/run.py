@@ -181,7 +181,8 @@ class Audit:
                 keep_records=lambda book: self._on_settled(book),
             )
             signers = Signers(self.client, stretch.rekeyed)
-            for step in stretch.steps():
+            for number, step in enumerate(stretch.steps()):
+                self._tell("doing the books", number, len(stretch))
                 self._enter(books, signers, step)
         return books, signers, reader
 

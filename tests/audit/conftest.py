@@ -34,9 +34,11 @@ def make_scene(
     """Make tasks in sealed mode, so that no key is needed."""
 
     def make(**options: Any) -> Scene:
+        is_created = options.pop("is_created", True)
         given = {"mode": Mode.SEALED, "silence": Silence.PAY, "devices_count": 3, **options}
         made = Scene(localnet, contract, store, new_accounts, NO_KEY, new_name("audit"), **given)
-        made.create()
+        if is_created:
+            made.create()
         return made
 
     return make

@@ -109,7 +109,7 @@ check-contracts: setup ## fail unless the contracts compile to the committed byt
 	@$(BIN)/python eosio_contracts/build.py --check
 
 bench: setup ## measure; the benches say what they measured
-	@set -e; for one in contract paillier device demo privacy; do \
+	@set -e; for one in contract paillier device demo privacy summing; do \
 	  echo "bench.$$one"; $(BIN)/python -m bench.$$one --out bench/results/$$one.json; done
 
 lock: setup ## resolve requirements/*.in anew (needs uv)

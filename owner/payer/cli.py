@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from dataclasses import fields
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -270,7 +271,8 @@ def _show(args: argparse.Namespace) -> None:
     left["RAM bytes"] = standing.ram_bytes
     print(f"{account} has left: " + ", ".join(f"{v} {n}" for n, v in left.items() if v >= 0))
     for one in signed:
-        print(f"{one.signed_at} {one.trx_id} {one.action} of {one.device} in {one.task}")
+        at = datetime.fromtimestamp(one.signed_at, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        print(f"{at} {one.trx_id} {one.action} of {one.device} in {one.task}")
 
 
 def _revoke(args: argparse.Namespace) -> None:

@@ -36,6 +36,7 @@ TOK, BAD = Symbol(4, "TOK"), Symbol(2, "BAD")
 EXPIRATION_SEC_MAX = 600
 JUMP_SEC_MAX = 1800  # a transaction made for the time after a jump is valid before it as well
 WAIT_SEC_MAX = 20.0
+BLOCK_SEC = 0.5
 OWNERS, DEVICES, VALIDATORS = 2, 6, 4
 CHECK_CODES = (3050003, 3050004)
 AUTHORITY_CODES = range(3090000, 3100000)
@@ -47,7 +48,7 @@ _NO_ABI = b'{"version": "eosio::abi/1.1"}'
 
 
 class Clock:
-    """Seconds by which a node is ahead, in a file that the node has mapped."""
+    """By how much a node is ahead, in a file that the node has mapped."""
 
     def __init__(self, folder: Path) -> None:
         self.library, file = folder / "moved_clock.so", folder / "moved_clock"
@@ -61,15 +62,13 @@ class Clock:
             self._map = mmap.mmap(opened.fileno(), 8)
         self.environment = {"LD_PRELOAD": str(self.library), "MOVED_CLOCK": str(file)}
 
-    @property
-    def ahead_sec(self) -> int:
-        return int(struct.unpack("=q", self._map[:])[0])
-
-    def move(self, seconds: int) -> None:
-        self._map[:] = struct.pack("=q", self.ahead_sec + seconds)
-
     def now(self) -> float:
-        return time.time() + self.ahead_sec
+        """Return the node's time, seconds since 1970."""
+        return time.time() + struct.unpack("=q", self._map[:])[0] / 1e9
+
+    def put(self, moment: float) -> None:
+        """Make it this moment for the node."""
+        self._map[:] = struct.pack("=q", int((moment - time.time()) * 1e9))
 
     def close(self) -> None:
         self._map.close()
@@ -214,12 +213,16 @@ class Arena:
         raise AssertionError(f"not a word on the action itself in {TRIES_MAX} tries: {answer}")
 
     def jump(self, moment: int) -> None:
-        """Put the node's clock forward until the next transaction sees `moment` or later."""
+        """Put the node's clock forward until the next transaction sees `moment` or later.
+
+        That is the block of that second, or the one half a second later.
+        """
         end = time.monotonic() + WAIT_SEC_MAX
         while self._now_on_chain() < moment:
-            ahead = moment - int(self.clock.now())
-            if ahead > 0:
-                self.clock.move(min(ahead, JUMP_SEC_MAX))
+            # a block's time is the next half second
+            now, goal = self.clock.now(), moment - BLOCK_SEC + 0.1
+            if now < goal:
+                self.clock.put(min(goal, now + JUMP_SEC_MAX))
             if time.monotonic() > end:
                 raise AssertionError("the chain's time stands still")
 

@@ -58,7 +58,7 @@ class Book:
     """What was done and paid over all histories of a run."""
 
     def __init__(self) -> None:
-        self.steps = self.jumps = self.histories = 0
+        self.steps = self.jumps = self.histories = self.failures = 0
         self.taken: Counter[str] = Counter()
         self.refused: dict[str, Counter[str]] = {}
         self.states: Counter[str] = Counter()
@@ -101,6 +101,7 @@ class ContractMachine(RuleBasedStateMachine):
         self.received: set[tuple[str, int, str]] = set()
         self.fresh, self.jumps_left = 0, JUMPS_MAX
         self.is_sound = True
+        self.history: list[str] = []
         self.book.histories += 1
 
     # ---- rules ------------------------------------------------------------------------------
@@ -569,6 +570,11 @@ class ContractMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if not self.is_sound:
+            if not self.book.failures:
+                print(
+                    "the history that failed, before it is made shorter:", *self.history, sep="\n"
+                )
+            self.book.failures += 1
             return
         for task in self.tasks:
             self.check_task(self.model.tasks[task], all_rounds=True)
@@ -733,6 +739,7 @@ class ContractMachine(RuleBasedStateMachine):
         """Do one action on the chain and in the model, and compare."""
         self.is_sound = False
         outcome = self.arena.act(name, actor, data)
+        self.note(f"{name} by {actor}: {data}", outcome)
         expected, payments = None, []
         try:
             payments = self.model.act(name, actor, outcome.now, data)
@@ -745,6 +752,7 @@ class ContractMachine(RuleBasedStateMachine):
     def send_money(self, task: str, token: str, sender: str, quantity: Asset, memo: str) -> None:
         self.is_sound = False
         outcome = self.arena.transfer(token, sender, quantity, memo)
+        self.note(f"transfer of {token} by {sender}: {quantity}, {memo!r}", outcome)
         expected = None
         try:
             self.model.transfer(token, sender, quantity, memo)
@@ -752,6 +760,9 @@ class ContractMachine(RuleBasedStateMachine):
             expected = refusal.code
         self.compare("deposit", outcome, expected)
         self.check_after(task)
+
+    def note(self, what: str, outcome: Outcome) -> None:
+        self.history.append(f"  at {outcome.now}: {what}: {outcome.text or 'taken'}")
 
     def compare(self, name: str, outcome: Outcome, expected: str | None) -> None:
         self.book.steps += 1

@@ -1,6 +1,6 @@
 // Preloaded into a node, lets a test put the node's clock forward while it runs. The file that
-// MOVED_CLOCK names holds how many seconds (int64, in the machine's byte order). Timers that run on
-// the monotonic clock are left alone.
+// MOVED_CLOCK names holds by how many nanoseconds (int64, in the machine's byte order). Timers that
+// run on the monotonic clock are left alone.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdint.h>
@@ -11,20 +11,26 @@
 #include <time.h>
 #include <unistd.h>
 
-static const volatile int64_t *ahead_sec;
+#define SECOND_NS INT64_C(1000000000)
+
+static const volatile int64_t *ahead_ns;
 
 __attribute__((constructor)) static void map_file(void) {
    const char *path = getenv("MOVED_CLOCK");
    const int   file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
    if (file < 0) return;
-   void *page = mmap(0, sizeof *ahead_sec, PROT_READ, MAP_SHARED, file, 0);
+   void *page = mmap(0, sizeof *ahead_ns, PROT_READ, MAP_SHARED, file, 0);
    close(file);
-   if (page != MAP_FAILED) ahead_sec = page;
+   if (page != MAP_FAILED) ahead_ns = page;
 }
 
 int clock_gettime(clockid_t clock, struct timespec *at) {
    const int result = (int)syscall(SYS_clock_gettime, clock, at);
-   if (result == 0 && clock == CLOCK_REALTIME && ahead_sec) at->tv_sec += *ahead_sec;
+   if (result == 0 && clock == CLOCK_REALTIME && ahead_ns) {
+      const int64_t moved = at->tv_sec * SECOND_NS + at->tv_nsec + *ahead_ns;
+      at->tv_sec = moved / SECOND_NS;
+      at->tv_nsec = moved % SECOND_NS;
+   }
    return result;
 }
 

@@ -90,13 +90,13 @@ class Gmpy2:
         """
         return GmpyComb(n, hs, exponent_bits, *size)
 
-    def sums(self, n_squared: int, width: int, count: int) -> GmpySums:
+    def sums(self, n: int, width: int, count: int) -> GmpySums:
         """Begin `count` products of ciphertexts.
 
         Parameters
         ----------
-        n_squared : int
-            The modulus.
+        n : int
+            Modulus of the key.
         width : int
             Bytes of a ciphertext.
         count : int
@@ -107,7 +107,7 @@ class Gmpy2:
         GmpySums
             The products, all empty.
         """
-        return GmpySums(n_squared, width)
+        return GmpySums(n, width)
 
     def out_of_range(self, payload: bytes, width: int, n_squared: int) -> int | None:
         """Find a ciphertext outside [1, n^2).
@@ -302,14 +302,14 @@ class GmpySums:
 
     Parameters
     ----------
-    n_squared, width
+    n, width
         As `Gmpy2.sums` takes them.
     """
 
-    def __init__(self, n_squared: int, width: int) -> None:
+    def __init__(self, n: int, width: int) -> None:
         import gmpy2
 
-        self._modulus = gmpy2.mpz(n_squared)
+        self._modulus = gmpy2.mpz(n) ** 2
         self._width = width
         self._totals: list[Any] = []
 

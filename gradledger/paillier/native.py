@@ -138,9 +138,9 @@ class Native:
         """Return a table of powers of hs modulo n^2."""
         return NativeComb(self, n, hs, exponent_bits, fast, size)
 
-    def sums(self, n_squared: int, width: int, count: int) -> NativeSums:
+    def sums(self, n: int, width: int, count: int) -> NativeSums:
         """Return `count` products modulo n^2, still empty."""
-        return NativeSums(self, n_squared, width, count)
+        return NativeSums(self, n, width, count)
 
     def out_of_range(self, payload: bytes, width: int, n_squared: int) -> int | None:
         """Return the place of the first ciphertext outside [1, n^2)."""
@@ -273,14 +273,14 @@ class NativeSums:
     ----------
     native : Native
         The kernel.
-    n_squared, width, count
+    n, width, count
         As `Native.sums` takes them.
     """
 
-    def __init__(self, native: Native, n_squared: int, width: int, count: int) -> None:
+    def __init__(self, native: Native, n: int, width: int, count: int) -> None:
         self._library = native.library
         self._lanes = native.lanes
-        self._factors = _Factors(native, n_squared)
+        self._factors = _Factors(native, n)
         self._width, self._count = width, count
         self._totals = self._library.gl_totals_new(self._factors.pointer, count)
         if not self._totals:
@@ -395,12 +395,12 @@ class NativeDecryptor:
 
 
 class _Factors:
-    """A modulus for products, in C."""
+    """A key's modulus, in C."""
 
-    def __init__(self, native: Native, number: int) -> None:
-        words = -(-int(number).bit_length() // 64)
-        digits = _words(number, words)
-        self.pointer = native.library.gl_factors_new(native.index, digits.ctypes.data, words)
+    def __init__(self, native: Native, n: int) -> None:
+        words = -(-n.bit_length() // 64)
+        number = _words(n, words)
+        self.pointer = native.library.gl_factors_new(native.index, number.ctypes.data, words)
         if not self.pointer:
             raise MemoryError("no memory for a modulus")
         weakref.finalize(self, native.library.gl_factors_free, self.pointer)

@@ -331,9 +331,7 @@ class PaillierPublicKey:
         Exact while the number of updates x 65535 < 2**slot_bits. Paillier 1999, section 8.
         """
         check_threads(threads)
-        sums = engines.current().sums(
-            int(self._n_squared), self.ciphertext_bytes, codec.plaintexts(self.bits)
-        )
+        sums = engines.current().sums(self.n, self.ciphertext_bytes, codec.plaintexts(self.bits))
         count = 0
         for payload in payloads:
             count += 1

@@ -1,9 +1,10 @@
 /* The arithmetic, written once over a thin layer of lanes; each lanes_*.c includes it.
  *
- * The includer defines: BLOCK, LANES, SPLIT, PACKED, PERMUTED; the types V (LANES digits) and A
- * (LANES accumulators); V_LOAD, V_STORE, V_ALL, V_ADD, V_SUB, V_AND, V_OR, V_EQUAL, V_SHIFT32;
- * A_ZERO, A_ADD, A_DIGIT, A_PLUS_DIGIT, A_SHIFT, A_MASK, QUOTIENT, MULTIPLY_LOW and, where products
- * come in two halves, MULTIPLY_HIGH.
+ * The includer defines: BLOCK, LANES, SPLIT (products come in two halves); the types V (LANES digits), A
+ * (LANES accumulators) and DIGIT (of a table); V_LOAD, V_STORE, V_ALL, V_ADD, V_SUB, V_AND, V_OR,
+ * V_EQUAL; A_ZERO, A_ADD, A_DIGIT, A_PLUS_DIGIT, A_SHIFT, A_MASK, QUOTIENT, MULTIPLY_LOW,
+ * MULTIPLY_HIGH; and for the scan of a table MASK, MASK_OF(index, i), which lanes want one of the
+ * PICKED entries from i PICKED on, and PICK, which adds these.
  *
  * Pairs: with S = A + B n, T = C + D n and A C + m n = t R, the Montgomery product is
  *     S T / R = t + ((A D + B C - m) / R) n   modulo n^2,
@@ -15,6 +16,7 @@
 
 #include "lanes.h"
 
+#define PICKS_MAX ((1 << TEETH_MAX) / PICKED)
 #define INLINE static inline __attribute__((always_inline))
 #define COLUMNS (2 * BLOCK)
 #define UNROLL _Pragma("GCC unroll 16")
@@ -188,6 +190,12 @@ static __attribute__((noinline)) void reduce_wide(const modulus *m, V *out, V *q
     reduce(m, out, quotient, NONE, wide, wide, wide, wide, NULL, wide);
 }
 
+static __attribute__((noinline)) void reduce_minus(const modulus *m, V *out, V *quotient,
+                                                   const V *minus)
+{
+    reduce(m, out, quotient, NONE, minus, minus, minus, minus, minus, NULL);
+}
+
 /* x *= y, pairs. */
 static void pair_multiply(const modulus *m, V *x, const V *y, const scratch *s)
 {
@@ -225,84 +233,50 @@ static void carry_digits(const modulus *m, V *x)
 
 /* ---- comb table ---------------------------------------------------------------------------- */
 
-static size_t words_of_entry(const modulus *m)
+/* Where a digit of an entry stands in its block: entries that are read at once lie side by side for
+ * the scan; digits of one entry do where entries are read at their own addresses. */
+INLINE size_t place_of(const comb *c, size_t entry, size_t digit)
 {
-    return PACKED ? m->limbs : 2 * m->limbs;
+    return c->fast ? entry * 2 * c->n.limbs + digit : (digit << c->teeth) + entry;
 }
 
-/* Where word `word` of entry `entry` of a block of the table stands. Scanned by entries, eight
- * words at a time; or word by word, as permutations of vectors ask for. */
-INLINE size_t word_place(const comb *c, size_t entry, size_t word)
+INLINE DIGIT *table_block(const comb *c, size_t block)
 {
-    if (PERMUTED) return (word << c->teeth) + entry;
-    return (((word >> 3) << c->teeth) + entry) * 8 + (word & 7);
+    return (DIGIT *)c->table + (block << c->teeth) * 2 * c->n.limbs;
 }
 
 static void put_entry(const comb *c, size_t block, size_t entry, const V *pair, size_t lane)
 {
-    uint64_t *table = c->table + (block << c->teeth) * c->row_words;
     const uint64_t *digits = (const uint64_t *)pair + lane;
-    for (size_t word = 0; word < words_of_entry(&c->n); word++) {
-        const uint64_t value = PACKED ? digits[2 * word * LANES]
-                                            | digits[(2 * word + 1) * LANES] << 32
-                                      : digits[word * LANES];
-        table[word_place(c, entry, word)] = value;
-    }
+    for (size_t i = 0; i < 2 * c->n.limbs; i++)
+        table_block(c, block)[place_of(c, entry, i)] = (DIGIT)digits[i * LANES];
 }
 
 /* Read one entry per lane at the lanes' own addresses. */
 static void look_up_fast(const comb *c, size_t block, const uint64_t *indexes, V *pair)
 {
-    const uint64_t *table = c->table + (block << c->teeth) * c->row_words;
+    const DIGIT *table = table_block(c, block);
     uint64_t *digits = (uint64_t *)pair;
     for (size_t lane = 0; lane < LANES; lane++)
-        for (size_t word = 0; word < words_of_entry(&c->n); word++) {
-            const uint64_t value = table[word_place(c, indexes[lane], word)];
-            if (PACKED) {
-                digits[2 * word * LANES + lane] = value & 0xffffffff;
-                digits[(2 * word + 1) * LANES + lane] = value >> 32;
-            } else {
-                digits[word * LANES + lane] = value;
-            }
-        }
+        for (size_t i = 0; i < 2 * c->n.limbs; i++)
+            digits[i * LANES + lane] = table[place_of(c, indexes[lane], i)];
 }
 
 /* Read one entry per lane by going through the whole block: no address depends on an index. */
 static void look_up(const comb *c, size_t block, const uint64_t *indexes, V *pair)
 {
-    const uint64_t *table = c->table + (block << c->teeth) * c->row_words;
-    const size_t entries = (size_t)1 << c->teeth;
-    const size_t words = words_of_entry(&c->n);
+    const DIGIT *here = table_block(c, block);
     const V index = V_LOAD((const V *)indexes);
-#if PERMUTED
-    for (size_t word = 0; word < words; word++) {
+    const size_t picks = ((size_t)1 << c->teeth) / PICKED;
+    MASK is_here[PICKS_MAX];
+    for (size_t i = 0; i < picks; i++) is_here[i] = MASK_OF(index, i);
+    for (size_t digit = 0; digit < 2 * c->n.limbs; digit++) {
         V found = V_ALL(0);
-        for (size_t entry = 0; entry < entries; entry += 2 * LANES) {
-            const V *here = (const V *)(table + word_place(c, entry, word));
-            found = V_PICK(found, index, entry, V_LOAD(here), V_LOAD(here + 1));
-        }
-        V_STORE(pair + word, found);
+        for (size_t i = 0; i < picks; i++, here += PICKED)
+            found = PICK(found, is_here[i], index, here);
+        V_STORE(pair + digit, found);
     }
-#else
-    for (size_t word = 0; word < words; word += 8) {
-        const uint64_t *here = table + word_place(c, 0, word);
-        V found[8];
-        UNROLL for (int i = 0; i < 8; i++) found[i] = V_ALL(0);
-        for (size_t entry = 0; entry < entries; entry++, here += 8) {
-            const V is_it = V_EQUAL(index, V_ALL(entry));
-            UNROLL for (int i = 0; i < 8; i++)
-                found[i] = V_OR(found[i], V_AND(is_it, V_ALL(here[i])));
-        }
-        for (size_t i = 0; i < 8 && word + i < words; i++) {
-            if (PACKED) {
-                V_STORE(pair + 2 * (word + i), V_AND(found[i], V_ALL(0xffffffff)));
-                V_STORE(pair + 2 * (word + i) + 1, V_SHIFT32(found[i]));
-            } else {
-                V_STORE(pair + word + i, found[i]);
-            }
-        }
-    }
-#endif
+    wipe(is_here, sizeof is_here);
 }
 
 static int scratch_take(scratch *s, size_t limbs)
@@ -551,26 +525,31 @@ done:
 
 /* ---- sums and checks ----------------------------------------------------------------------- */
 
-/* totals *= numbers / R modulo n^2, place by place; `totals` is V[groups][limbs]. */
+/* totals *= numbers / R^2 modulo n^2, place by place; `totals` are pairs, V[groups][2 limbs].
+ *
+ * A number c < n^2 becomes a pair by two reductions: with c + m n = t R, c / R = t + (-m / R) n. So
+ * a factor costs seven of n's length squared, where a Montgomery product modulo n^2 takes eight. */
 static int kernel_multiply(const modulus *m, uint64_t *totals, const uint8_t *numbers, size_t width,
                            size_t count)
 {
-    const size_t limbs = m->limbs, n_words = (width + 7) / 8;
-    V *x = take(limbs, sizeof(V)), *total = (V *)totals;
+    const size_t limbs = m->limbs, size = 2 * limbs, n_words = (width + 7) / 8;
+    V *x = take(size, sizeof(V)), *total = (V *)totals;
     uint64_t *words = take(LANES * n_words, 8);
     scratch s = {0};
     int status = -1;
     if (!x || !words || scratch_take(&s, limbs)) goto done;
-    for (size_t start = 0; start < count; start += LANES, total += limbs) {
+    for (size_t start = 0; start < count; start += LANES, total += size) {
         const size_t here = count - start < LANES ? count - start : LANES;
         read_numbers(words, n_words, numbers + start * width, width, here);
         read_piece(m, x, words, n_words, 0);
-        multiply_low(m, s.low, s.first, total, x);
-        memcpy(total, s.low, limbs * sizeof(V));
+        read_piece(m, x + limbs, words, n_words, 1);
+        reduce_wide(m, x, s.first, x);
+        reduce_minus(m, x + limbs, s.second, s.first);
+        pair_multiply(m, total, x, &s);
     }
     status = 0;
 done:
-    drop(x, limbs, sizeof(V));
+    drop(x, size, sizeof(V));
     drop(words, LANES * n_words, 8);
     drop(s.low, 3 * limbs, sizeof(V));
     return status;
@@ -580,42 +559,40 @@ done:
 static int kernel_finish(const modulus *m, uint64_t *totals, size_t factors, uint8_t *out,
                          size_t width, size_t count)
 {
-    const size_t limbs = m->limbs;
-    V *base = take(limbs, sizeof(V)), *power = take(limbs, sizeof(V)), *total = (V *)totals;
-    uint64_t *words = take(m->words + 1, 8), *digits = take(limbs, 8);
+    const size_t limbs = m->limbs, size = 2 * limbs;
+    V *base = take(size, sizeof(V)), *power = take(size, sizeof(V)), *total = (V *)totals;
+    uint64_t *words = take(4 * m->words + 2, 8), *digits = take(size, 8);
     scratch s = {0};
     int status = -1;
     if (!base || !power || !words || !digits || scratch_take(&s, limbs)) goto done;
-    /* Each product divided by R, and the one below will: R^(factors + 1) is missing. */
-    power_of_two(words, m, 2 * m->radix * limbs);
-    to_digits(digits, limbs, 1, m->radix, words, m->words, 0);
-    pair_from_shared(base, digits, limbs); /* R in Montgomery form */
-    power_of_two(words, m, m->radix * limbs);
-    to_digits(digits, limbs, 1, m->radix, words, m->words, 0);
-    pair_from_shared(power, digits, limbs);
-    for (size_t rest = factors; rest; rest >>= 1) {
-        if (rest & 1) {
-            multiply_low(m, s.low, s.first, power, base);
-            memcpy(power, s.low, limbs * sizeof(V));
-        }
-        square_low(m, s.low, s.first, base);
-        memcpy(base, s.low, limbs * sizeof(V));
+    /* Each factor was divided by R^2, and the product below will be by R: with R^(2 factors) in
+     * Montgomery form, R^(2 factors + 1), nothing is missing. */
+    for (size_t exponent = 2; exponent > 0; exponent--) {
+        pair_power_of_two(words, m, exponent * m->radix * limbs);
+        to_digits(digits, limbs, 1, m->radix, words, m->words, 0);
+        to_digits(digits + limbs, limbs, 1, m->radix, words + m->words, m->words, 0);
+        pair_from_shared(exponent == 2 ? base : power, digits, size);
     }
-    for (size_t start = 0; start < count; start += LANES, total += limbs) {
+    for (size_t rest = 2 * factors; rest; rest >>= 1) {
+        if (rest & 1) pair_multiply(m, power, base, &s);
+        pair_square(m, base, &s);
+    }
+    for (size_t start = 0; start < count; start += LANES, total += size) {
         const size_t here = count - start < LANES ? count - start : LANES;
-        multiply_low(m, s.low, s.first, total, power);
+        pair_multiply(m, total, power, &s);
         for (size_t lane = 0; lane < here; lane++) {
-            from_digits(words, m->words + 1, (const uint64_t *)s.low + lane, limbs, LANES, m->radix);
-            reduce_once(words, m->number, m->words, m->words + 1);
-            write_big_endian(out + (start + lane) * width, width, words, m->words);
+            uint64_t *low = words, *high = low + m->words + 1, *value = high + m->words + 1;
+            canonical_pair(low, high, m, (const uint64_t *)total + lane, LANES);
+            pair_value(value, low, high, m);
+            write_big_endian(out + (start + lane) * width, width, value, 2 * m->words);
         }
     }
     status = 0;
 done:
-    drop(base, limbs, sizeof(V));
-    drop(power, limbs, sizeof(V));
-    drop(words, m->words + 1, 8);
-    drop(digits, limbs, 8);
+    drop(base, size, sizeof(V));
+    drop(power, size, sizeof(V));
+    drop(words, 4 * m->words + 2, 8);
+    drop(digits, size, 8);
     drop(s.low, 3 * limbs, sizeof(V));
     return status;
 }
@@ -658,6 +635,6 @@ done:
 
 #define KERNEL_FIELDS(bits)                                                                     \
     .lanes = LANES, .block = BLOCK, .vector_bytes = sizeof(V), .accumulator_bits = (bits),      \
-    .split = SPLIT, .packed = PACKED, .permuted = PERMUTED, .fill = kernel_fill,                \
+    .split = SPLIT, .digit_bytes = sizeof(DIGIT), .picked = PICKED, .fill = kernel_fill,        \
     .encrypt = kernel_encrypt, .decrypt = kernel_decrypt, .multiply = kernel_multiply,          \
     .finish = kernel_finish, .product = kernel_product

@@ -13,6 +13,7 @@
 #error "written for little-endian processors; others use gmpy2"
 #endif
 
+#define TEETH_MAX 10
 #define SPARE_BITS 6 /* R >= 64 n: sums of a few residues below 2n need no subtraction */
 
 typedef struct {
@@ -35,8 +36,7 @@ typedef struct {
     const kernel *kernel;
     modulus n;
     size_t teeth, blocks, depth, exponent_bits;
-    size_t row_words; /* 64-bit words of an entry, padding included */
-    uint64_t *table;
+    void *table;
     int fast;         /* look-ups at addresses that depend on the exponent */
 } comb;
 
@@ -57,17 +57,17 @@ struct kernel {
     unsigned radix_min, radix_max;
     unsigned accumulator_bits;
     int split;                        /* products are added as two halves of radix bits */
-    int packed;                       /* table entries hold two digits per word */
-    int permuted;                     /* table is kept word by word, not entry by entry */
+    size_t digit_bytes;               /* of a table's digit */
+    size_t picked;                    /* entries that the scan of a table reads at once */
     int (*available)(void);
     int (*fill)(comb *table, const uint64_t *base);
     int (*encrypt)(const comb *table, const uint8_t *exponents, const uint64_t *messages,
                    size_t message_words, size_t count, uint8_t *out, size_t width);
     int (*decrypt)(const prime *key, const uint8_t *numbers, size_t width, size_t count,
                    uint64_t *out, size_t out_words);
-    int (*multiply)(const modulus *square, uint64_t *totals, const uint8_t *numbers, size_t width,
+    int (*multiply)(const modulus *n, uint64_t *totals, const uint8_t *numbers, size_t width,
                     size_t count);
-    int (*finish)(const modulus *square, uint64_t *totals, size_t factors, uint8_t *out,
+    int (*finish)(const modulus *n, uint64_t *totals, size_t factors, uint8_t *out,
                   size_t width, size_t count);
     int (*product)(const modulus *n, const uint8_t *numbers, size_t width, size_t count,
                    uint64_t *out);

@@ -14,8 +14,9 @@ typedef __m256i A;
 #define LANES 4
 #define BLOCK 4
 #define SPLIT 0
-#define PACKED 1
-#define PERMUTED 0
+#define PICKED 8
+#define DIGIT uint32_t
+#define MASK __m256i
 
 #define V_LOAD(p) _mm256_load_si256(p)
 #define V_STORE(p, v) _mm256_store_si256(p, v)
@@ -25,7 +26,11 @@ typedef __m256i A;
 #define V_AND(a, b) _mm256_and_si256(a, b)
 #define V_OR(a, b) _mm256_or_si256(a, b)
 #define V_EQUAL(a, b) _mm256_cmpeq_epi64(a, b)
-#define V_SHIFT32(a) _mm256_srli_epi64(a, 32)
+/* A permutation picks one of eight digits for each lane. */
+#define MASK_OF(index, i) \
+    _mm256_srli_epi64(V_EQUAL(_mm256_srli_epi64(index, 3), V_ALL(i)), 32)
+#define PICK(found, mask, index, entries)                                                        \
+    V_OR(found, V_AND(mask, _mm256_permutevar8x32_epi32(V_LOAD((const V *)(entries)), index)))
 #define A_ZERO() _mm256_setzero_si256()
 #define A_ADD(a, b) _mm256_add_epi64(a, b)
 #define A_PLUS_DIGIT(a, v) _mm256_add_epi64(a, v)
@@ -50,7 +55,7 @@ static int available(void)
 }
 
 const kernel kernel_avx2 = {
-    .name = "avx2", .teeth = 6, .blocks = 16, .radix_min = 26, .radix_max = 29,
+    .name = "avx2", .teeth = 7, .blocks = 24, .radix_min = 26, .radix_max = 29,
     KERNEL_FIELDS(64), .available = available,
 };
 

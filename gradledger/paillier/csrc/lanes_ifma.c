@@ -5,8 +5,8 @@
 #define LANES 8
 #define BLOCK 5 /* divides the digits of all usual key lengths: 20, 30, 40, 60, 80 */
 #define SPLIT 1
-#define PACKED 0
-#define PERMUTED 1
+#define PICKED 16
+#define DIGIT uint64_t
 #define RADIX 52
 
 #ifdef EMULATE_IFMA
@@ -66,17 +66,15 @@ static inline V v_multiply_high(V sum, V a, V b)
     EACH sum.of[l] += (uint64_t)((unsigned __int128)digit_of(a.of[l]) * digit_of(b.of[l]) >> RADIX);
     return sum;
 }
-/* found | (entries first .. first + 16 at `index`, where `index` is one of them). */
-static inline V v_pick(V found, V index, uint64_t first, V one, V two)
+static inline V v_pick(V found, V mask, V index, V one, V two)
 {
     EACH {
-        const uint64_t of = index.of[l];
         uint64_t value = 0;
         for (uint64_t e = 0; e < LANES; e++) {
-            value |= one.of[e] & (0 - (uint64_t)((of & 15) == e));
-            value |= two.of[e] & (0 - (uint64_t)((of & 15) == e + LANES));
+            value |= one.of[e] & (0 - (uint64_t)((index.of[l] & 15) == e));
+            value |= two.of[e] & (0 - (uint64_t)((index.of[l] & 15) == e + LANES));
         }
-        found.of[l] |= value & (0 - (uint64_t)(of >> 4 == first >> 4));
+        found.of[l] |= value & mask.of[l];
     }
     return found;
 }
@@ -90,7 +88,10 @@ static inline V v_pick(V found, V index, uint64_t first, V one, V two)
 #define V_OR(a, b) v_or(a, b)
 #define V_EQUAL(a, b) v_equal(a, b)
 #define V_SHIFT(a, by) v_shift(a, by)
-#define V_PICK(found, index, first, one, two) v_pick(found, index, first, one, two)
+#define MASK V
+#define MASK_OF(index, i) V_EQUAL(V_SHIFT(index, 4), V_ALL(i))
+#define PICK(found, mask, index, entries) \
+    v_pick(found, mask, index, V_LOAD((const V *)(entries)), V_LOAD((const V *)(entries) + 1))
 #define MULTIPLY_LOW(acc, a, b) ((acc) = v_multiply_low(acc, a, b))
 #define MULTIPLY_HIGH(acc, a, b) ((acc) = v_multiply_high(acc, a, b))
 #define KERNEL kernel_ifma_emulated
@@ -119,10 +120,13 @@ typedef __m512i A;
 #define V_OR(a, b) _mm512_or_si512(a, b)
 #define V_EQUAL(a, b) _mm512_maskz_set1_epi64(_mm512_cmpeq_epi64_mask(a, b), -1)
 #define V_SHIFT(a, by) _mm512_srli_epi64(a, by)
-#define V_PICK(found, index, first, one, two)                                              \
-    _mm512_mask_blend_epi64(                                                               \
-        _mm512_cmpeq_epi64_mask(V_SHIFT(index, 4), V_ALL((first) >> 4)), found,            \
-        _mm512_permutex2var_epi64(one, index, two))
+/* A permutation picks one of sixteen digits for each lane. */
+#define MASK __mmask8
+#define MASK_OF(index, i) _mm512_cmpeq_epi64_mask(V_SHIFT(index, 4), V_ALL(i))
+#define PICK(found, mask, index, entries)                                                   \
+    _mm512_mask_mov_epi64(found, mask,                                                      \
+                          _mm512_permutex2var_epi64(V_LOAD((const V *)(entries)), index,    \
+                                                    V_LOAD((const V *)(entries) + 1)))
 #define MULTIPLY_LOW(acc, a, b)                        \
     do {                                               \
         (acc) = _mm512_madd52lo_epu64(acc, a, b);      \
@@ -138,7 +142,6 @@ typedef __m512i A;
 
 #endif
 
-#define V_SHIFT32(a) V_SHIFT(a, 32)
 #define A_ZERO() V_ALL(0)
 #define A_ADD(a, b) V_ADD(a, b)
 #define A_PLUS_DIGIT(a, v) V_ADD(a, v)

@@ -6,8 +6,9 @@ typedef uint64_t V;
 #define LANES 1
 #define BLOCK 4
 #define SPLIT 0
-#define PACKED 0
-#define PERMUTED 0
+#define PICKED 1
+#define DIGIT uint64_t
+#define MASK uint64_t
 
 #define V_LOAD(p) (*(p))
 #define V_STORE(p, v) (*(p) = (v))
@@ -17,7 +18,8 @@ typedef uint64_t V;
 #define V_AND(a, b) ((a) & (b))
 #define V_OR(a, b) ((a) | (b))
 #define V_EQUAL(a, b) (((((a) ^ (b)) | (0 - ((a) ^ (b)))) >> 63) - 1)
-#define V_SHIFT32(a) ((a) >> 32)
+#define MASK_OF(index, i) V_EQUAL(index, (uint64_t)(i))
+#define PICK(found, mask, index, entries) ((found) | ((mask) & *(entries)))
 #define A_ZERO() ((A)0)
 #define A_ADD(a, b) ((a) + (b))
 #define A_PLUS_DIGIT(a, v) ((a) + (v))
@@ -33,6 +35,6 @@ typedef uint64_t V;
 static int available(void) { return 1; }
 
 const kernel kernel_portable = {
-    .name = "portable", .teeth = 5, .blocks = 24, .radix_min = 54, .radix_max = 60,
+    .name = "portable", .teeth = 6, .blocks = 16, .radix_min = 54, .radix_max = 60,
     KERNEL_FIELDS(128), .available = available,
 };

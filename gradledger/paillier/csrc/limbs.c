@@ -86,7 +86,14 @@ void to_digits(uint64_t *digits, size_t count, size_t stride, unsigned radix, co
                size_t n_words, size_t first_bit)
 {
     const uint64_t mask = ((uint64_t)1 << radix) - 1;
-    for (size_t i = 0, bit = first_bit; i < count; i++, bit += radix) {
+    size_t i = 0, bit = first_bit;
+    if (radix <= 57) /* a digit lies within eight bytes from its first one on */
+        for (; i < count && bit / 8 + 8 <= 8 * n_words; i++, bit += radix) {
+            uint64_t eight;
+            memcpy(&eight, (const uint8_t *)words + bit / 8, 8);
+            digits[i * stride] = eight >> bit % 8 & mask;
+        }
+    for (; i < count; i++, bit += radix) {
         const size_t word = bit / 64, shift = bit % 64;
         uint64_t digit = word < n_words ? words[word] >> shift : 0;
         if (shift + radix > 64 && word + 1 < n_words) digit |= words[word + 1] << (64 - shift);

@@ -10,7 +10,7 @@
 #include "lanes.h"
 
 #define API 1
-#define FAST_TEETH 10
+#define FAST_TEETH TEETH_MAX
 #define FAST_BLOCKS 14
 #define EXPORT __attribute__((visibility("default")))
 
@@ -87,10 +87,15 @@ EXPORT void gl_pack(const uint16_t *codes, size_t count, unsigned slot_bits, siz
 
 /* ---- encryption ---------------------------------------------------------------------------- */
 
+EXPORT size_t gl_comb_bytes(const comb *c)
+{
+    return (c->blocks << c->teeth) * 2 * c->n.limbs * c->kernel->digit_bytes;
+}
+
 EXPORT void gl_comb_free(comb *c)
 {
     if (!c) return;
-    drop(c->table, (c->blocks << c->teeth) * c->row_words, 8);
+    drop(c->table, gl_comb_bytes(c), 1);
     modulus_drop(&c->n);
     drop(c, 1, sizeof *c);
 }
@@ -100,7 +105,7 @@ EXPORT void gl_comb_free(comb *c)
 EXPORT comb *gl_comb_new(size_t index, const uint64_t *n, size_t words, const uint64_t *base,
                          size_t exponent_bits, int fast, size_t teeth, size_t blocks)
 {
-    if (index >= KERNEL_COUNT || !KERNELS[index]->available() || !exponent_bits || teeth > 16)
+    if (index >= KERNEL_COUNT || !KERNELS[index]->available() || !exponent_bits || teeth > TEETH_MAX)
         return NULL;
     comb *c = take(1, sizeof *c);
     if (!c) return NULL;
@@ -109,20 +114,16 @@ EXPORT comb *gl_comb_new(size_t index, const uint64_t *n, size_t words, const ui
     c->fast = fast;
     c->teeth = teeth ? teeth : fast ? FAST_TEETH : k->teeth;
     blocks = blocks ? blocks : fast ? FAST_BLOCKS : k->blocks;
-    if (k->permuted && c->teeth < 4) goto failed; /* a permutation picks from 16 entries */
+    if ((size_t)1 << c->teeth < k->picked) goto failed;
     c->exponent_bits = exponent_bits;
     c->depth = (exponent_bits + c->teeth * blocks - 1) / (c->teeth * blocks);
     c->blocks = (exponent_bits + c->teeth * c->depth - 1) / (c->teeth * c->depth);
-    c->row_words = k->packed ? c->n.limbs : 2 * c->n.limbs;
-    if (!k->permuted) c->row_words = (c->row_words + 7) / 8 * 8;
-    c->table = take((c->blocks << c->teeth) * c->row_words, 8);
+    c->table = take(gl_comb_bytes(c), 1);
     if (c->table && k->fill(c, base) == 0) return c;
 failed:
     gl_comb_free(c);
     return NULL;
 }
-
-EXPORT size_t gl_comb_bytes(const comb *c) { return (c->blocks << c->teeth) * c->row_words * 8; }
 
 /* `count` ciphertexts from exponents (little endian, whole bytes each) and messages below n. */
 EXPORT int gl_comb_encrypt(const comb *c, const uint8_t *exponents, const uint64_t *messages,
@@ -280,7 +281,7 @@ done:
 typedef struct {
     const kernel *kernel;
     modulus m;
-    size_t lanes_digits; /* of a group of `lanes` totals */
+    size_t group_digits; /* of `lanes` totals, pairs */
 } factors;
 
 EXPORT void gl_factors_free(factors *f)
@@ -290,18 +291,18 @@ EXPORT void gl_factors_free(factors *f)
     drop(f, 1, sizeof *f);
 }
 
-/* Products modulo a public number: n^2 for sums, n for the check. */
-EXPORT factors *gl_factors_new(size_t index, const uint64_t *number, size_t words)
+/* Products of ciphertexts modulo n^2, for sums, and modulo n, for the check. */
+EXPORT factors *gl_factors_new(size_t index, const uint64_t *n, size_t words)
 {
     if (index >= KERNEL_COUNT || !KERNELS[index]->available()) return NULL;
     factors *f = take(1, sizeof *f);
     if (!f) return NULL;
     f->kernel = KERNELS[index];
-    if (modulus_make(&f->m, f->kernel, number, words) || f->m.words != words) {
+    if (modulus_make(&f->m, f->kernel, n, words) || f->m.words != words) {
         gl_factors_free(f);
         return NULL;
     }
-    f->lanes_digits = f->m.limbs * f->kernel->lanes;
+    f->group_digits = 2 * f->m.limbs * f->kernel->lanes;
     return f;
 }
 
@@ -309,10 +310,10 @@ EXPORT factors *gl_factors_new(size_t index, const uint64_t *number, size_t word
 EXPORT uint64_t *gl_totals_new(const factors *f, size_t count)
 {
     const size_t groups = (count + f->kernel->lanes - 1) / f->kernel->lanes;
-    uint64_t *totals = take(groups * f->lanes_digits, 8);
+    uint64_t *totals = take(groups * f->group_digits, 8);
     for (size_t group = 0; totals && group < groups; group++)
         for (size_t lane = 0; lane < f->kernel->lanes; lane++)
-            totals[group * f->lanes_digits + lane] = 1;
+            totals[group * f->group_digits + lane] = 1;
     return totals;
 }
 
@@ -322,7 +323,7 @@ EXPORT void gl_totals_free(uint64_t *totals) { drop(totals, 0, 0); }
 EXPORT int gl_totals_multiply(const factors *f, uint64_t *totals, size_t first,
                               const uint8_t *numbers, size_t width, size_t count)
 {
-    return f->kernel->multiply(&f->m, totals + first / f->kernel->lanes * f->lanes_digits, numbers,
+    return f->kernel->multiply(&f->m, totals + first / f->kernel->lanes * f->group_digits, numbers,
                                width, count);
 }
 
@@ -330,7 +331,7 @@ EXPORT int gl_totals_multiply(const factors *f, uint64_t *totals, size_t first,
 EXPORT int gl_totals_write(const factors *f, uint64_t *totals, size_t first, size_t taken,
                            uint8_t *out, size_t width, size_t count)
 {
-    return f->kernel->finish(&f->m, totals + first / f->kernel->lanes * f->lanes_digits, taken, out,
+    return f->kernel->finish(&f->m, totals + first / f->kernel->lanes * f->group_digits, taken, out,
                              width, count);
 }
 

@@ -1,42 +1,84 @@
-"""What Paillier costs: ours beside python-paillier, in one run.
+"""What Paillier costs: every backend and blinding of ours beside python-paillier and CKKS.
 
-    python -m bench.paillier [--bits 2048 3072] [--parameters 7850 101770] [--json] [--out FILE]
+    python -m bench.paillier [--bits 2048 3072] [--parameters 7850 101770 1000000]
+                             [--backends NAME ...] [--threads N] [--json] [--out FILE]
 
-Quantising and packing are part of encrypt_s. Every figure of both sides is the least of several
-measurements, since other work on the machine only ever adds: of `REPEATS` whole updates for ours;
-for python-paillier of the single calls of a sample, scaled to all parameters, and its rows say so.
-The least of short calls meets less disturbance than that of a whole update, which favours
-python-paillier. What it takes for one value is measured once per size of key: it does not depend on
-the number of parameters, and so all ratios of one size of key have the same base. One core, unless
---workers is given (decryption alone).
+One run, one key for each size, one core unless --threads says otherwise. encrypt_s is from float32
+values to bytes: quantising and packing are part of it. Every figure is the least of several
+measurements, since other work on the machine only ever adds to it. What would take longer than
+--seconds is measured on the first ciphertexts of the update and scaled, and the row says so
+(`measured`, of `ciphertexts`); encrypting with a short exponent is never scaled.
+
+python-paillier is measured on a sample, and what it takes for one value or one ciphertext is the
+same at every number of parameters, so that all ratios of one size of key have one base. The least
+of its short calls meets less disturbance than that of a whole update of ours; that favours it.
+
+Beside the updates: the sum of --sum-devices updates of --sum-parameters; an update of
+--stream-parameters encrypted as a stream by a process of its own, with the most memory it ever had;
+CKKS by TenSEAL, where `make setup-tenseal` has installed it. A whole run takes some ten minutes on
+two cores. --out writes the rows, and a plot of them beside it (.png).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
+import secrets
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import gmpy2
 import numpy as np
 import phe
 from numpy.typing import NDArray
 
+from bench.device import peak_mb
 from bench.machine import machine
+from gradledger import paillier
 from gradledger.codec import Codec
+from gradledger.paillier import PaillierPublicKey
+from gradledger.paillier.masks import MaskStore
 from owner.paillier_key import PaillierPrivateKey
 
+ROOT = Path(__file__).resolve().parents[1]
 SEED = 2026
 CLIP_E6 = 500_000
-SLOT_BITS = 26
+SLOT_BITS = 26  # 1,000 devices
 UPDATES = 2
-REPEATS = 3
-PHE_VALUES = 64  # of the value-by-value scheme
-PHE_CIPHERTEXTS = 64  # of the packed one
+REPEATS = 5
+SAMPLE_MIN = 32  # ciphertexts
+PHE_SAMPLE = 48  # values, ciphertexts
+MASKS = 32  # true ones, made for each backend and number of parameters
+SUM_DISTINCT = 4  # payloads that the sum's updates repeat: they only have to be read
+CHILD_SEC_MAX = 600
+EMULATED = "ifma-emulated"
+
+SHORT = "packed, short exponent"
+FAST = "packed, short exponent, fast"
+STRICT = "packed, exponent of n + 128 bits"
+MASKED = "packed, masks made ahead"
+MAKING = "making masks ahead"
+PHE_VALUES = "one ciphertext per value"
+PHE_PACKED = "packed, full exponent"
+CKKS = "CKKS 8192 [40, 40]"
+SUM = "sum of updates"
+STREAM = "stream"
+
+# The most that a row may show. What bounds those that are missed is in docs/caveats.md.
+_TARGETS_US = {("ifma", 3072): 3.3, ("ifma", 2048): 1.5, ("gmpy2", 3072): 17, ("gmpy2", 2048): 10}
+_TARGETS_RATIO = {"ifma": 8000, "gmpy2": 1500}
+_TARGET_BYTES = 7
+_TARGET_DECRYPT_RATIO = 5
+_TARGET_SUM_S = 3
+_TARGET_STREAM_MB = 250
+
+Row = dict[str, Any]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,228 +94,546 @@ def main(arguments: list[str] | None = None) -> int:
     int
         Exit code.
     """
-    parser = argparse.ArgumentParser(prog="python -m bench.paillier", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.paillier",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--bits", type=int, nargs="+", default=[2048, 3072])
-    parser.add_argument("--parameters", type=int, nargs="+", default=[7_850, 101_770])
-    parser.add_argument("--workers", type=int, default=1, help="threads of the decryption")
+    parser.add_argument("--parameters", type=int, nargs="+", default=[7_850, 101_770, 1_000_000])
+    parser.add_argument("--backends", nargs="+", metavar="NAME", help="default: all but emulated")
+    parser.add_argument("--threads", type=int, default=1, help="of our backends")
+    parser.add_argument("--seconds", type=float, default=4.0, help="for one figure, about")
+    parser.add_argument("--sum-devices", type=int, default=100)
+    parser.add_argument("--sum-parameters", type=int, default=1_000_000)
+    parser.add_argument("--stream-parameters", type=int, default=10_000_000)
     parser.add_argument("--seed", type=int, default=SEED, help="of the updates, not of the keys")
     parser.add_argument("--json", action="store_true", help="print a list of rows")
-    parser.add_argument("--out", type=Path, help="write that list to a file as well")
+    parser.add_argument("--out", type=Path, help="write the rows to FILE, the plot beside it")
+    parser.add_argument("--stream-child", metavar="N_HEX", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.stream_child:
+        print(json.dumps(_stream_here(options)))
+        return 0
+    options.parameters.sort()
+    options.backends = options.backends or [
+        name for name in paillier.backends() if name != EMULATED
+    ]
     about = {
         "seed": options.seed,
         "command": " ".join(["python -m bench.paillier", *(arguments or sys.argv[1:])]),
         "machine": machine(),
     }
-    rows = []
-    for bits in options.bits:
-        values = _phe_values(PaillierPrivateKey.generate(bits), options.seed)
-        for parameters in options.parameters:
-            key = PaillierPrivateKey.generate(bits)  # new, so that its comb table is new as well
-            for row in measure(key, parameters, values, options.seed, options.workers):
-                rows.append({**row, **about})
-                if not options.json:
-                    print(_line(row), flush=True)
+    rows: list[Row] = []
+    if not options.json:
+        print(_HEADER)
+    for row in measure(options):
+        rows.append({**row, **about})
+        if not options.json:
+            print(_line(row), flush=True)
     document = json.dumps(rows, indent=1)
     if options.json:
         print(document)
     if options.out:
+        from bench.paillier_plot import draw
+
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(document + "\n", encoding="utf-8")
+        draw(rows, options.out.with_suffix(".png"))
+    _say_missed(rows)
     return 0
 
 
-def measure(
-    key: PaillierPrivateKey, parameters: int, value: dict[str, float], seed: int, workers: int
-) -> Iterator[dict[str, Any]]:
-    """Yield one row per scheme for one key and one number of parameters.
+def measure(options: argparse.Namespace) -> Iterator[Row]:
+    """Yield the rows one by one.
 
     Parameters
     ----------
-    key : PaillierPrivateKey
-        Made for this run.
-    parameters : int
-        Length of an update.
-    value : dict
-        What python-paillier takes for one value.
-    seed : int
-        Of the updates.
-    workers : int
-        Threads of our decryption.
+    options : argparse.Namespace
+        Of the command line.
 
     Yields
     ------
     dict
-        Seconds are for one update of `parameters` values; `add_s` for adding one update to a sum.
+        Seconds are for one update of `parameters` values, `add_s` for adding one update to a sum;
+        None where a figure has no meaning, or was not measured.
     """
-    codec = Codec(CLIP_E6, SLOT_BITS, parameters)
-    updates = np.random.default_rng(seed).normal(0, 0.1, (UPDATES, parameters)).astype(np.float32)
-    exact = np.clip(updates.astype(np.float64), -codec.clip, codec.clip).mean(axis=0)
-    one_by_one = _row(
-        "one ciphertext per value",
-        f"phe {phe.__version__}",
-        key.public.bits,
-        parameters,
-        value["encrypt_s"] * parameters,
-        parameters * key.public.ciphertext_bytes,
-        value["add_s"] * parameters,
-        value["decrypt_s"] * parameters,
-        value["max_abs_error"],
-        f"scaled from the fastest of {PHE_VALUES} values",
-    )
-    for row in (
-        _ours(key, codec, updates, exact, workers),
-        _phe_packed(key, codec, updates),
-        one_by_one,
-    ):
-        yield {**row, "ratio_to_phe": one_by_one["encrypt_s"] / row["encrypt_s"]}
+    backends_before = os.environ.get("GRADLEDGER_PAILLIER")
+    try:
+        for bits in options.bits:
+            _progress(f"{bits} bits: making the key; phe")
+            key = PaillierPrivateKey.generate(bits)
+            scale = _Phe(key, options.seed)
+            for parameters in options.parameters:
+                yield from scale.rows(parameters)
+            for backend in options.backends:
+                os.environ["GRADLEDGER_PAILLIER"] = backend
+                for row in _backend(key, backend, options, scale):
+                    yield scale.with_ratio({**row, "threads": options.threads})
+        for row in _ckks(options):
+            yield scale.with_ratio(row)
+    finally:
+        os.environ.pop("GRADLEDGER_PAILLIER", None)
+        if backends_before is not None:
+            os.environ["GRADLEDGER_PAILLIER"] = backends_before
 
 
-def _ours(
-    key: PaillierPrivateKey,
-    codec: Codec,
-    updates: NDArray[np.float32],
-    exact: NDArray[np.float64],
-    workers: int,
-) -> dict[str, Any]:
-    public = key.public
-    _, first = _timed(lambda update: public.encrypt(codec.quantise(update), codec), [updates[0]])
-    payloads, encrypt = _timed(
-        lambda update: public.encrypt(codec.quantise(update), codec),
-        [updates[place % UPDATES] for place in range(REPEATS)],
+# ---- ours -------------------------------------------------------------------------------------
+
+
+def _backend(
+    key: PaillierPrivateKey, backend: str, options: argparse.Namespace, scale: _Phe
+) -> Iterator[Row]:
+    """Yield all rows of one backend for one key."""
+    shared: dict[int, Row] = {}
+    for scheme, blinding in ((SHORT, {}), (FAST, {"fast": True}), (STRICT, {"strict": True})):
+        for parameters in options.parameters:
+            _progress(f"{key.public.bits} bits, {backend}, {scheme}, {parameters:,} parameters")
+            update = _Update(key.public, parameters, options)
+            encrypt, table_s = update.encrypt(blinding, scaled=scheme != SHORT)
+            if scheme == SHORT:
+                shared[parameters] = update.after(key, scale)
+            yield _row(
+                scheme,
+                backend,
+                key.public.bits,
+                parameters,
+                encrypt_s=encrypt.whole,
+                bytes_per_parameter=update.size / parameters,
+                ciphertexts=update.ciphertexts,
+                measured=encrypt.measured,
+                # The first call under a key makes the table; the later ones find it.
+                **({"table_s": table_s} if parameters == options.parameters[0] else {}),
+                constant_time_lookups=scheme != FAST,
+                **shared[parameters],
+            )
+    for parameters in options.parameters:
+        _progress(f"{key.public.bits} bits, {backend}, {MASKED}, {parameters:,} parameters")
+        for row in _masks(_Update(key.public, parameters, options), backend, options):
+            yield {**row, **shared[parameters]} if row["scheme"] == MASKED else row
+    _progress(f"{key.public.bits} bits, {backend}, sum of {options.sum_devices} updates")
+    yield _sum(key.public, backend, options)
+    if backend == options.backends[0] and key.public.bits == max(options.bits):
+        _progress(f"{key.public.bits} bits, {backend}, stream of {options.stream_parameters:,}")
+        yield _stream(key.public, backend, options)
+
+
+class _Timed:
+    """Seconds of several calls of one thing, and how much of the whole it was."""
+
+    def __init__(self, measured: int, whole: int) -> None:
+        self.seconds: list[float] = []
+        self.measured = measured
+        self.scale = whole / measured
+
+    def calls(self, work: Callable[[], Any], seconds_max: float) -> Any:
+        """Call until it has taken `seconds_max` or was called often enough; return the result."""
+        started = time.perf_counter()
+        while True:
+            before = time.perf_counter()
+            result = work()
+            now = time.perf_counter()
+            self.seconds.append(now - before)
+            if len(self.seconds) >= REPEATS or now - started > seconds_max:
+                return result
+
+    @property
+    def whole(self) -> float:
+        """Seconds for all of it."""
+        return min(self.seconds) * self.scale
+
+
+class _Update:
+    """Updates of one length under one key."""
+
+    def __init__(
+        self, public: PaillierPublicKey, parameters: int, options: argparse.Namespace
+    ) -> None:
+        self.public = public
+        self.options = options
+        self.codec = Codec(CLIP_E6, SLOT_BITS, parameters)
+        self.ciphertexts = self.codec.plaintexts(public.bits)
+        self.size = public.payload_bytes(self.codec)
+        rng = np.random.default_rng(options.seed)
+        self.values = rng.standard_normal((UPDATES, parameters), dtype=np.float32)
+        self.values *= np.float32(0.1)
+        self.payloads: list[bytes] = []
+
+    def part(self, ciphertexts: int) -> Codec:
+        """Return the codec of the update's first ciphertexts."""
+        values = min(self.codec.parameters, ciphertexts * self.codec.slots(self.public.bits))
+        return Codec(CLIP_E6, SLOT_BITS, values)
+
+    def affordable(self, seconds_per_ciphertext: float) -> int:
+        """Return how many ciphertexts can be done in half of --seconds."""
+        wanted = int(self.options.seconds / 2 / seconds_per_ciphertext)
+        return min(self.ciphertexts, max(SAMPLE_MIN, wanted))
+
+    def encrypt(self, blinding: dict[str, bool], *, scaled: bool) -> tuple[_Timed, float]:
+        """Time encrypting, of a sample if it may be scaled; say what making the table took too."""
+        call, threads = self.public.encrypt, self.options.threads
+        probe = self.part(SAMPLE_MIN)
+        first, spent = (
+            _seconds(lambda: call(self.values[0, : probe.parameters], probe, **blinding))
+            for _ in range(2)
+        )
+        count = self.ciphertexts
+        if scaled:
+            count = self.affordable(spent / probe.plaintexts(self.public.bits))
+        codec = self.part(count)
+        timed = _Timed(count, self.ciphertexts)
+        places = itertools.cycle(range(UPDATES))
+        results: list[bytes] = []
+
+        def work() -> None:
+            values = self.values[next(places), : codec.parameters]
+            results.append(call(values, codec, threads=threads, **blinding))
+
+        timed.calls(work, self.options.seconds)
+        if not scaled:
+            while len(results) < UPDATES:
+                timed.calls(work, 0)
+            self.payloads = results[:UPDATES]
+        return timed, max(0.0, first - spent)
+
+    def after(self, key: PaillierPrivateKey, scale: _Phe) -> Row:
+        """Add and decrypt what `encrypt` made: figures that do not depend on the blinding."""
+        threads = self.options.threads
+        adding = _Timed(self.ciphertexts, self.ciphertexts)
+        total = adding.calls(
+            lambda: self.public.add(self.payloads, self.codec, threads=threads),
+            self.options.seconds,
+        )
+        width = self.public.ciphertext_bytes
+        count = min(self.ciphertexts, SAMPLE_MIN)
+        sample = total[: count * width]
+        probe = self.part(count)
+        spent = _seconds(lambda: key.decrypt_sums(sample, probe, UPDATES, workers=threads))
+        decrypting = _Timed(self.affordable(spent / count), self.ciphertexts)
+        codec = self.part(decrypting.measured)
+        sums = decrypting.calls(
+            lambda: key.decrypt_sums(
+                total[: decrypting.measured * width], codec, UPDATES, workers=threads
+            ),
+            self.options.seconds,
+        )
+        values = self.values[:, : codec.parameters].astype(np.float64)
+        exact = np.clip(values, -codec.clip, codec.clip).mean(axis=0)
+        error = np.abs(codec.dequantise_mean(sums, UPDATES) - exact).max()
+        return {
+            "add_s": adding.whole / (UPDATES - 1),
+            "decrypt_s": decrypting.whole,
+            "decrypt_measured": decrypting.measured,
+            "decrypt_ratio_to_phe": scale.decrypt_ratio(key, sample, probe, threads),
+            "max_abs_error": float(error),
+        }
+
+
+def _masks(update: _Update, backend: str, options: argparse.Namespace) -> Iterator[Row]:
+    """Yield what making true masks takes, and what using as many as an update takes."""
+    public, codec, count = update.public, update.codec, update.ciphertexts
+    sample = min(count, MASKS)
+    with tempfile.TemporaryDirectory(prefix="gradledger-bench-") as folder:
+        store = MaskStore(folder, public)
+        making = _seconds(lambda: store.fill(sample, workers=options.threads)) / sample
+        # Using a mask takes the same whatever it is, and thousands of true ones take minutes.
+        width = public.ciphertext_bytes
+        made_up = (b"\0" + secrets.token_bytes(width - 1) for _ in range(count * REPEATS))
+        store._put(list(made_up))
+        using = _Timed(count, count)
+        using.calls(
+            lambda: public.encrypt(update.values[0], codec, masks=store, threads=options.threads),
+            options.seconds,
+        )
+    bits, parameters = public.bits, codec.parameters
+    same = {"bytes_per_parameter": update.size / parameters, "ciphertexts": count}
+    yield _row(MASKED, backend, bits, parameters, encrypt_s=using.whole, measured=count, **same)
+    yield _row(MAKING, backend, bits, parameters, encrypt_s=making * count, measured=sample, **same)
+
+
+def _sum(public: PaillierPublicKey, backend: str, options: argparse.Namespace) -> Row:
+    """Check one update of a round as validators do, and add them all."""
+    codec = Codec(CLIP_E6, SLOT_BITS, options.sum_parameters)
+    width = public.ciphertext_bytes
+    payloads = []
+    for _ in range(SUM_DISTINCT):
+        raw = np.frombuffer(secrets.token_bytes(public.payload_bytes(codec)), np.uint8)
+        numbers = raw.reshape(-1, width).copy()
+        numbers[:, 0] = 0  # below n^2
+        payloads.append(numbers.tobytes())
+    checking = _Timed(1, options.sum_devices)
+    checking.calls(
+        lambda: public.check_ciphertexts(payloads[0], codec, threads=options.threads),
+        options.seconds / 2,
     )
-    pair = payloads[:UPDATES]
-    totals, add = _timed(lambda each: public.add(each, codec), [pair] * REPEATS)
-    results, decrypt = _timed(
-        lambda total: key.decrypt_sums(total, codec, UPDATES, workers), totals
-    )
-    mean = codec.dequantise_mean(results[0], UPDATES)
+    updates = (payloads[place % SUM_DISTINCT] for place in range(options.sum_devices))
+    adding = _seconds(lambda: public.add(updates, codec, threads=options.threads))
     return _row(
-        "packed, short exponent",
-        f"gmpy2 {gmpy2.version()}",
+        SUM,
+        backend,
         public.bits,
-        codec.parameters,
-        encrypt.least,
-        len(totals[0]),
-        add.least / (UPDATES - 1),
-        decrypt.least,
-        float(np.abs(mean - exact).max()),
-        f"encrypt_s ranged over {encrypt.text}, decrypt_s over {decrypt.text}; the first update "
-        f"under a key, comb table included: {first.least:.3f} s; {workers} thread(s) decrypt",
+        options.sum_parameters,
+        devices=options.sum_devices,
+        add_s=adding,
+        check_s=checking.whole,
+        ciphertexts=codec.plaintexts(public.bits),
     )
 
 
-def _phe_packed(
-    key: PaillierPrivateKey, codec: Codec, updates: NDArray[np.float32]
-) -> dict[str, Any]:
-    """python-paillier's raw calls over our plaintexts."""
-    private = key.to_phe()
-    public = private.public_key
-    bits = key.public.bits
-    plaintexts = [
-        int.from_bytes(plaintext, "little")
-        for plaintext in codec.pack(codec.quantise(updates[0]), bits)
-    ]
-    sample = plaintexts[:PHE_CIPHERTEXTS]
-    count = len(plaintexts)
-    ciphertexts, encrypt = _timed(public.raw_encrypt, sample)
-    n_squared = public.n * public.n
-    _, add = _timed(lambda each: each * each % n_squared, ciphertexts)
-    back, decrypt = _timed(private.raw_decrypt, ciphertexts)
-    if back != sample:
-        raise AssertionError("phe did not decrypt what it encrypted")
-    return _row(
-        "packed, full exponent",
-        f"phe {phe.__version__}",
-        bits,
-        codec.parameters,
-        encrypt.least * count,
-        count * key.public.ciphertext_bytes,
-        add.least * count,
-        decrypt.least * count,
-        None,
-        f"scaled from {len(sample)} of {count} ciphertexts, without quantising and packing; one "
-        f"took {encrypt.text} to encrypt, {decrypt.text} to decrypt",
+def _stream(public: PaillierPublicKey, backend: str, options: argparse.Namespace) -> Row:
+    """Have a process of its own encrypt a long update."""
+    command = [sys.executable, "-m", "bench.paillier", "--stream-child", public.to_hex()]
+    command += ["--stream-parameters", str(options.stream_parameters)]
+    command += ["--threads", str(options.threads), "--seed", str(options.seed)]
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=CHILD_SEC_MAX, check=True
     )
+    return _row(STREAM, backend, public.bits, options.stream_parameters, **json.loads(done.stdout))
 
 
-def _phe_values(key: PaillierPrivateKey, seed: int) -> dict[str, float]:
-    """python-paillier as its users call it, one ciphertext per float: what one value takes."""
-    private = key.to_phe()
-    public = private.public_key
-    left, right = np.random.default_rng(seed).normal(0, 0.1, (UPDATES, PHE_VALUES)).tolist()
-    one, encrypt = _timed(public.encrypt, left)
-    two = [public.encrypt(value) for value in right]
-    sums, add = _timed(lambda pair: pair[0] + pair[1], list(zip(one, two, strict=True)))
-    back, decrypt = _timed(private.decrypt, sums)
-    exact = np.add(left, right) / UPDATES
+def _stream_here(options: argparse.Namespace) -> Row:
+    """Encrypt a long update, letting each block go; return what it took this process."""
+    public = PaillierPublicKey.from_hex(options.stream_child)
+    codec = Codec(CLIP_E6, SLOT_BITS, options.stream_parameters)
+    rng = np.random.default_rng(options.seed)
+    values: NDArray[np.float32] = rng.standard_normal(codec.parameters, dtype=np.float32)
+    before = peak_mb()
+    size = 0
+    started = time.perf_counter()
+    for block in public.encrypt_stream(values, codec, threads=options.threads):
+        size += len(block)
+    seconds = time.perf_counter() - started
+    if size != public.payload_bytes(codec):
+        raise AssertionError(f"expected {public.payload_bytes(codec)} bytes, got {size}")
     return {
-        "encrypt_s": encrypt.least,
-        "add_s": add.least,
-        "decrypt_s": decrypt.least,
-        "max_abs_error": float(np.abs(np.array(back) / UPDATES - exact).max()),
+        "encrypt_s": seconds,
+        "bytes_per_parameter": size / codec.parameters,
+        "ciphertexts": codec.plaintexts(public.bits),
+        "peak_mb": peak_mb(),
+        "peak_mb_before": before,
     }
 
 
-def _row(
-    scheme: str,
-    backend: str,
-    bits: int,
-    parameters: int,
-    encrypt_s: float,
-    size: int,
-    add_s: float,
-    decrypt_s: float,
-    max_abs_error: float | None,
-    note: str,
-) -> dict[str, Any]:
+# ---- the others -------------------------------------------------------------------------------
+
+
+class _Phe:
+    """What python-paillier takes for one value and for one packed ciphertext under one key."""
+
+    def __init__(self, key: PaillierPrivateKey, seed: int) -> None:
+        self.bits = key.public.bits
+        self.width = key.public.ciphertext_bytes
+        self._private = key.to_phe()
+        public = self._private.public_key
+        n_squared = public.n * public.n
+        left, right = np.random.default_rng(seed).normal(0, 0.1, (2, PHE_SAMPLE)).tolist()
+        one, self.value_encrypt = _each(public.encrypt, left)
+        two = [public.encrypt(value) for value in right]
+        sums, self.value_add = _each(
+            lambda pair: pair[0] + pair[1], list(zip(one, two, strict=True))
+        )
+        back, self.value_decrypt = _each(self._private.decrypt, sums)
+        self.value_error = float(np.abs(np.array(back) / 2 - np.add(left, right) / 2).max())
+        plaintexts = [secrets.randbelow(public.n) for _ in range(PHE_SAMPLE)]
+        ciphertexts, self.packed_encrypt = _each(public.raw_encrypt, plaintexts)
+        _, self.packed_add = _each(lambda each: each * each % n_squared, ciphertexts)
+        back, self.packed_decrypt = _each(self._private.raw_decrypt, ciphertexts)
+        if back != plaintexts:
+            raise AssertionError("phe did not decrypt what it encrypted")
+
+    def rows(self, parameters: int) -> Iterator[Row]:
+        """Yield its two rows, scaled."""
+        backend = f"phe {phe.__version__}"
+        yield self.with_ratio(
+            _row(
+                PHE_VALUES,
+                backend,
+                self.bits,
+                parameters,
+                encrypt_s=self.value_encrypt * parameters,
+                bytes_per_parameter=self.width,
+                add_s=self.value_add * parameters,
+                decrypt_s=self.value_decrypt * parameters,
+                max_abs_error=self.value_error,
+                ciphertexts=parameters,
+                measured=min(PHE_SAMPLE, parameters),
+            )
+        )
+        ciphertexts = Codec(CLIP_E6, SLOT_BITS, parameters).plaintexts(self.bits)
+        yield self.with_ratio(
+            _row(
+                PHE_PACKED,
+                backend,
+                self.bits,
+                parameters,
+                encrypt_s=self.packed_encrypt * ciphertexts,
+                bytes_per_parameter=ciphertexts * self.width / parameters,
+                add_s=self.packed_add * ciphertexts,
+                decrypt_s=self.packed_decrypt * ciphertexts,
+                ciphertexts=ciphertexts,
+                measured=min(PHE_SAMPLE, ciphertexts),
+            )
+        )
+
+    def with_ratio(self, row: Row) -> Row:
+        """Return the row with its ratio to value by value, and its targets."""
+        if row["encrypt_s"] and row["scheme"] != MAKING:
+            row["ratio_to_phe"] = self.value_encrypt * row["parameters"] / row["encrypt_s"]
+        return {**row, "targets": _targets(row)}
+
+    def decrypt_ratio(
+        self, key: PaillierPrivateKey, ciphertexts: bytes, codec: Codec, threads: int
+    ) -> float:
+        """Return how much faster ours decrypts the same ciphertexts, both measured in turn."""
+        numbers = [
+            int.from_bytes(ciphertexts[start : start + self.width], "big")
+            for start in range(0, len(ciphertexts), self.width)
+        ]
+        ours, theirs = [], []
+        for _ in range(3):
+            ours.append(
+                _seconds(lambda: key.decrypt_sums(ciphertexts, codec, UPDATES, workers=threads))
+            )
+            theirs.append(_seconds(lambda: [self._private.raw_decrypt(each) for each in numbers]))
+        return min(theirs) / min(ours)
+
+
+def _ckks(options: argparse.Namespace) -> list[Row]:
+    """Return TenSEAL's rows, or one that says why there are none."""
+    _progress(CKKS)
+    there = ROOT / ".venv-tenseal" / "bin" / "python"
+    command = [str(there) if there.exists() else sys.executable, "-m", "bench.ckks"]
+    command += ["--seed", str(options.seed), "--parameters", *map(str, options.parameters)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=CHILD_SEC_MAX)
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return [_row(CKKS, "tenseal", None, 0, note=f"{why} (make setup-tenseal)")]
+    bits = max(options.bits)
+    return [
+        _row(
+            CKKS,
+            row.pop("backend"),
+            None,
+            row.pop("parameters"),
+            **row,
+            note=f"ratio_to_phe is to {bits} bits",
+        )
+        for row in json.loads(done.stdout)
+    ]
+
+
+# ---- rows -------------------------------------------------------------------------------------
+
+
+def _row(scheme: str, backend: str, bits: int | None, parameters: int, **figures: Any) -> Row:
+    encrypt_s = figures.get("encrypt_s")
     return {
         "scheme": scheme,
         "backend": backend,
         "bits": bits,
         "parameters": parameters,
-        "encrypt_s": encrypt_s,
-        "us_per_parameter": encrypt_s / parameters * 1e6,
-        "bytes_per_parameter": size / parameters,
-        "add_s": add_s,
-        "decrypt_s": decrypt_s,
-        "max_abs_error": max_abs_error,
-        "note": note,
+        "encrypt_s": None,
+        "us_per_parameter": encrypt_s / parameters * 1e6 if encrypt_s else None,
+        "bytes_per_parameter": None,
+        "add_s": None,
+        "decrypt_s": None,
+        "ratio_to_phe": None,
+        "max_abs_error": None,
+        **figures,
     }
 
 
-class _Seconds(list[float]):
-    """Seconds of several calls."""
+def _targets(row: Row) -> dict[str, Row]:
+    """Return what the row should show: {figure: {"most" or "least": value, "met": whether}}."""
+    wanted: list[tuple[str, str, float | None]] = []
+    if row["scheme"] in (SHORT, FAST):
+        wanted = [
+            ("us_per_parameter", "most", _TARGETS_US.get((row["backend"], row["bits"]))),
+            ("ratio_to_phe", "least", _TARGETS_RATIO.get(row["backend"])),
+            ("bytes_per_parameter", "most", _TARGET_BYTES),
+            ("decrypt_ratio_to_phe", "least", _TARGET_DECRYPT_RATIO),
+        ]
+    elif row["scheme"] == SUM:
+        wanted = [("add_s", "most", _TARGET_SUM_S * row["devices"] * row["parameters"] / 1e8)]
+    elif row["scheme"] == STREAM:
+        wanted = [("peak_mb", "most", _TARGET_STREAM_MB)]
+    return {
+        figure: {
+            bound: value,
+            "met": row[figure] <= value if bound == "most" else row[figure] >= value,
+        }
+        for figure, bound, value in wanted
+        if value is not None
+    }
 
-    @property
-    def least(self) -> float:
-        return min(self)
 
-    @property
-    def text(self) -> str:
-        """Least and most."""
-        return f"{min(self):.4f}..{max(self):.4f} s"
-
-
-def _timed(work: Callable[[Any], Any], inputs: Sequence[Any]) -> tuple[list[Any], _Seconds]:
-    """Call `work` on each input; return the results and the seconds of each call."""
-    results, seconds = [], _Seconds()
+def _each(work: Callable[[Any], Any], inputs: Sequence[Any]) -> tuple[list[Any], float]:
+    """Call `work` on each input; return the results and the least seconds."""
+    results, seconds = [], []
     for value in inputs:
         started = time.perf_counter()
         results.append(work(value))
         seconds.append(time.perf_counter() - started)
-    return results, seconds
+    return results, min(seconds)
 
 
-def _line(row: dict[str, Any]) -> str:
-    error = "" if row["max_abs_error"] is None else f"  error {row['max_abs_error']:.1e}"
-    return (
-        f"{row['bits']} bits  {row['parameters']:>9,} parameters  {row['scheme']:<24} "
-        f"({row['backend']}): encrypt {row['encrypt_s']:.3f} s = "
-        f"{row['us_per_parameter']:.1f} us each, {row['bytes_per_parameter']:.2f} B each, "
-        f"add {row['add_s']:.4f} s, decrypt {row['decrypt_s']:.2f} s, "
-        f"{row['ratio_to_phe']:.0f}x{error}"
+def _seconds(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+_STARTED = time.monotonic()
+
+
+def _progress(text: str) -> None:
+    print(f"[{time.monotonic() - _STARTED:4.0f} s] {text}", file=sys.stderr, flush=True)
+
+
+_COLUMNS = (
+    ("encrypt_s", "encrypt s", ",.3f"),
+    ("us_per_parameter", "us each", ",.2f"),
+    ("bytes_per_parameter", "B each", ".2f"),
+    ("ratio_to_phe", "x phe", ",.0f"),
+    ("add_s", "add s", ",.4f"),
+    ("decrypt_s", "decrypt s", ",.3f"),
+    ("decrypt_ratio_to_phe", "x phe", ".2f"),
+    ("max_abs_error", "error", ".1e"),
+)
+_HEADER = f"{'bits':>4} {'parameters':>10}  {'backend':<14} {'scheme':<32}" + "".join(
+    f"{title:>11}" for _, title, _ in _COLUMNS
+)
+
+
+def _line(row: Row) -> str:
+    """Return a row as a line of the table below `_HEADER`."""
+    line = (
+        f"{row['bits'] or '':>4} {row['parameters'] or 0:>10,}  {row['backend']:<14} "
+        f"{row['scheme']:<32}"
     )
+    for name, _, form in _COLUMNS:
+        value = row.get(name)
+        line += f"{'' if value is None else format(value, form):>11}"
+    if row.get("peak_mb"):
+        line += f"  peak {row['peak_mb']:.0f} MB"
+    if row.get("devices"):
+        line += f"  {row['devices']} devices; checking them {row['check_s']:.2f} s"
+    if row.get("note"):
+        line += f"  {row['note']}"
+    return line.rstrip()
+
+
+def _say_missed(rows: list[Row]) -> None:
+    for row in rows:
+        for figure, target in row["targets"].items():
+            if not target["met"]:
+                bound = next(iter(target))
+                print(
+                    f"missed: {row['bits']} bits, {row['backend']}, {row['scheme']}, "
+                    f"{row['parameters']:,} parameters: {figure} {row[figure]:.3g}, "
+                    f"at {bound} {target[bound]:g}",
+                    file=sys.stderr,
+                )
 
 
 if __name__ == "__main__":

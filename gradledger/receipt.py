@@ -404,13 +404,13 @@ def verify_on_chain(
         raise ReceiptError("chain_id", f"the receipt is of {receipt.chain_id}, not of {chain_id}")
     contract = FedLearning(client, receipt.contract)
     symbol = contract.task(receipt.task).terms.token_symbol
+    if symbol != receipt.paid.symbol:
+        raise ReceiptError("paid", f"the task pays in {symbol}, not in {receipt.paid.symbol}")
     row = settled_round(contract, receipt.task, receipt.version, timeout_sec=timeout_sec)
     if row.root != receipt.root:
         raise ReceiptError("root", f"the chain has {row.root.hex()}, not {receipt.root.hex()}")
     if row.settled != receipt.count:
         raise ReceiptError("count", f"the chain's round has {row.settled} uploads")
-    if symbol != receipt.paid.symbol:
-        raise ReceiptError("paid", f"the task pays in {symbol}, not in {receipt.paid.symbol}")
     return {
         "root": row.root.hex(),
         "count": row.settled,

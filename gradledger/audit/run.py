@@ -15,7 +15,7 @@ from gradledger.audit.reader import BlockReader, Step, Stretch, Subject, has_tra
 from gradledger.audit.replay import Payment, RoundBook, TaskReplay, UnexplainedError
 from gradledger.audit.report import AuditReport, RoundSummary
 from gradledger.audit.rows import differences, owed, read_tables
-from gradledger.audit.signers import Signers
+from gradledger.audit.signers import Signers, StrangerError
 from gradledger.chain.client import ChainClient, ChainInfo
 from gradledger.chain.contract import CONTRACT_DEFAULT, FedLearning
 from gradledger.errors import (
@@ -222,7 +222,12 @@ class Audit:
             raise NodeAnswerError(f"expected a producer schedule, it lacks {error}") from None
 
     def _enter(self, books: TaskReplay, signers: Signers, step: Step) -> None:
-        signers.check(step)
+        try:
+            signers.check(step)
+        except StrangerError as error:
+            if not self._was_rekeyed(signers, error.account):
+                raise
+            signers.unchecked += 1
         try:
             payments = books.apply(step)
         except UnexplainedError as error:
@@ -292,7 +297,26 @@ class Audit:
             "the tables: the task moves faster than they are read; audit again in a quiet moment"
         )
 
+    def _was_rekeyed(self, signers: Signers, account: str) -> bool:
+        """Whether an account got other keys after the blocks that the books have so far.
+
+        A node tells the keys of its head, which may be newer than the blocks.
+        """
+        assert self._reader is not None
+        stretch, _ = self._read_after(self._reader, self.client.get_info().head_block + 1)
+        stretch.close()
+        signers.expect_changes(stretch.rekeyed)
+        return account in stretch.rekeyed
+
     def _read_on(self, reader: BlockReader, block: int) -> Stretch:
+        """Read from where the books end up to `block` or on, for the books to go on."""
+        report = self.report
+        stretch, info = self._read_after(reader, block)
+        report.last_block, report.last_id = info.irreversible_block, info.irreversible_id
+        self._note_stretch(stretch)
+        return stretch
+
+    def _read_after(self, reader: BlockReader, block: int) -> tuple[Stretch, ChainInfo]:
         """Wait until `block` is irreversible; read from where the books end up to there or on."""
         end = time.monotonic() + IRREVERSIBLE_SEC_MAX
         while (info := self.client.get_info()).irreversible_block < block:
@@ -310,9 +334,7 @@ class Audit:
                 f"block {stretch.first} names {stretch.first_previous} as the one before, but "
                 f"block {report.last_block} was irreversible as {report.last_id}"
             )
-        report.last_block, report.last_id = info.irreversible_block, info.irreversible_id
-        self._note_stretch(stretch)
-        return stretch
+        return stretch, info
 
     def _ask_witnesses(self) -> None:
         """Ask every node for the last block: all of them must have it with the same id."""

@@ -12,6 +12,14 @@ from gradledger.errors import ConfigError, NodeAnswerError
 DEPTH_MAX = 3  # an account may let another one sign, and so on
 
 
+class StrangerError(UnexplainedError):
+    """A transaction acts for `account`, which has none of the keys that signed it."""
+
+    def __init__(self, text: str, account: str) -> None:
+        super().__init__(text)
+        self.account = account
+
+
 class Signers:
     """Who may sign, from the accounts' permissions now and the changes seen in blocks.
 
@@ -45,7 +53,7 @@ class Signers:
 
         Raises
         ------
-        UnexplainedError
+        StrangerError
             An account that it acts for has none of the keys that signed it.
         NodeError
             The node does not tell an account's permissions.
@@ -61,9 +69,10 @@ class Signers:
             self.unchecked += 1
             return
         if strangers:
-            raise UnexplainedError(
+            raise StrangerError(
                 f"block {step.block}, transaction {step.trx}: it acts for {strangers[0]}, whose "
-                f"permissions have none of the keys that signed it ({', '.join(step.keys)})"
+                f"permissions have none of the keys that signed it ({', '.join(step.keys)})",
+                strangers[0],
             )
         self.checked += 1
 

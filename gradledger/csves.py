@@ -8,11 +8,15 @@ Algorithms 3 (trend) and 4 (threshold).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from gradledger.chain.contract import ERROR_SCALE, Rule
 from gradledger.errors import ConfigError
 
 ERRORS_MAX = 64
+CLASSES_MAX = 64
+GAIN_ALLOWED = 60_000
+GAIN_ALLOWED_LESS = 140_000
 
 
 def trend_numerator(errors: Sequence[int]) -> int:
@@ -46,6 +50,57 @@ def meets_threshold(errors: Sequence[int], tau: int) -> bool:
     return _checked(errors)[-1] < tau
 
 
+def gain_excess(doubts: Sequence[int], held: int) -> int:
+    """Return by how much the doubts lie above what sound data leaves: negative is good.
+
+    With the doubt d_0 before training, n later ones, h declared classes (one counts as two) and
+    R = sum(max(0, d_i - d_(i-1))), all their rises taken together:
+    ``h (sum(d_1..d_n) - n d_0 + n R) - n (60,000 h - 140,000)``.
+
+    Parameters
+    ----------
+    doubts : sequence of int, length m in 1..64
+        In 1e-6 units, each 0..1,000,000; before training first. See `Model.doubt_micro`.
+    held : int
+        Declared classes, 1..64.
+
+    Notes
+    -----
+    The mean doubt in training has to lie below that before it, and ups and downs count against it:
+    sound data takes doubt away step by step, noise takes it away and brings it back. Whatever a
+    device trains on, its model also learns which classes it has, and the fewer they are, the more
+    doubt that takes away by itself; hence the allowance of 0.06 - 0.14 / h. The two numbers were
+    fitted (docs/csves.md).
+    """
+    values = _checked(doubts)
+    held = _checked_held(held)
+    later = len(values) - 1
+    rises = sum(max(0, b - a) for a, b in pairwise(values))
+    change = sum(values[1:]) - later * values[0] + later * rises
+    return held * change - later * (GAIN_ALLOWED * held - GAIN_ALLOWED_LESS)
+
+
+def meets_gain(errors: Sequence[int], tau: int, held: int) -> bool:
+    """Return whether training took doubt away and left few wrong answers: the third rule.
+
+    Parameters
+    ----------
+    errors : sequence of int, length m in 1..64; below 3 never met
+        The doubts, before training first, and behind them the trained model's share of wrong
+        answers.
+    tau : int
+        Of the share of wrong answers, 1e-6 units of the share (1 - 1 / h) that guessing among
+        the h declared classes leaves.
+    held : int
+        Declared classes, 1..64; one counts as two.
+    """
+    *doubts, wrong = _checked(errors)
+    h = _checked_held(held)
+    if len(doubts) < 2:
+        return False
+    return wrong * h < tau * (h - 1) and gain_excess(doubts, held) < 0
+
+
 def meets(rule: Rule, errors: Sequence[int], tau: int) -> bool:
     """Return whether a series meets a round's rule."""
     if rule is Rule.TREND:
@@ -64,3 +119,9 @@ def _checked(errors: Sequence[int]) -> Sequence[int]:
         if not 0 <= error <= ERROR_SCALE:
             raise ConfigError(f"expected validation errors of 0..{ERROR_SCALE}, got {error}")
     return errors
+
+
+def _checked_held(held: int) -> int:
+    if not 1 <= held <= CLASSES_MAX:
+        raise ConfigError(f"expected 1..{CLASSES_MAX} declared classes, got {held}")
+    return max(held, 2)

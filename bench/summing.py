@@ -162,7 +162,7 @@ def sums(
         from distributed import LocalCluster
 
         cluster = LocalCluster(
-            n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+            n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
         )
         executor = DaskWorkers(cluster.scheduler_address)
     elif name != "inline":

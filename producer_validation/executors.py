@@ -261,11 +261,18 @@ class DaskWorkers(Executor):
     def _connected(self) -> Any:
         try:
             import dask
-            from distributed import Client
+            from distributed import Client, Security
         except ImportError as error:
             raise ConfigError(
                 f"Dask: {error}; expected the package distributed: pip install 'gradledger[dask]'"
             ) from error
+        if self.address.startswith("tls:"):
+            arguments = Security().get_connection_args("client")
+            if arguments.get("ssl_context") is None:
+                raise ConfigError(
+                    "Dask: expected CA, certificate and key for TLS in Dask's configuration: "
+                    "DASK_DISTRIBUTED__COMM__TLS__CA_FILE, ..__CLIENT__CERT, ..__CLIENT__KEY"
+                )
         # Uploads and groups of them are bounded by this package; Dask need not warn of them.
         dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GiB"})
         try:

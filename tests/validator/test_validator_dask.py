@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from gradledger.errors import ConfigError
 from producer_validation import cli, executors
 from producer_validation.executors import DaskWorkers, ProcessWorkers, Work, WorkersError
 
+ANY_PORT = "127.0.0.1:0"
+PARTIES = ("scheduler", "worker", "client")
 PAID = (UploadState.PAID, VerdictCode.ACCEPT)
 
 
@@ -38,7 +41,7 @@ def scheduler() -> Iterator[str]:
         threads_per_worker=1,
         processes=True,
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address=ANY_PORT,
     ) as cluster:
         yield cluster.scheduler_address
 
@@ -153,7 +156,7 @@ SCHEDULER = (
     "if __name__ == '__main__':\n"
     "    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol='tcp',\n"
     "                      host='127.0.0.1', scheduler_port=int(sys.argv[1]),\n"
-    "                      dashboard_address=None):\n"
+    "                      dashboard_address='127.0.0.1:0'):\n"
     "        print('up', flush=True)\n"
     "        time.sleep(300)\n"
 )
@@ -220,6 +223,41 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
 def test_another_machine_is_not_talked_to_in_the_clear(address: str) -> None:
     with pytest.raises(ConfigError, match="expected tls://"):
         DaskWorkers(address)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes the certificate")
+def test_tls_is_spoken_with_the_certificates_that_dask_is_given(tmp_path: Path) -> None:
+    import dask
+    from distributed import LocalCluster, Security
+
+    pair = {"cert": str(tmp_path / "cert.pem"), "key": str(tmp_path / "key.pem")}
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    request += ["-subj", "/CN=gradledger", "-addext", "subjectAltName=IP:127.0.0.1"]
+    request += ["-keyout", pair["key"], "-out", pair["cert"]]
+    subprocess.run(request, check=True, capture_output=True)
+    names = {f"{who}.{what}": file for who in PARTIES for what, file in pair.items()}
+    names["ca-file"] = pair["cert"]
+    with (
+        dask.config.set({f"distributed.comm.tls.{name}": file for name, file in names.items()}),
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            processes=False,
+            protocol="tls://",
+            host="127.0.0.1",
+            dashboard_address=ANY_PORT,
+            security=Security(require_encryption=True),
+        ) as cluster,
+    ):
+        assert cluster.scheduler_address.startswith("tls://127.0.0.1:")
+        workers = DaskWorkers(cluster.scheduler_address)
+        assert Work(workers).result(Work(workers).submit(chores.square, 12)) == 144
+        workers.shutdown()
+
+
+def test_tls_without_certificates_says_what_is_missing() -> None:
+    with pytest.raises(ConfigError, match="DASK_DISTRIBUTED__COMM__TLS__CA_FILE"):
+        DaskWorkers("tls://127.0.0.1:8786")
 
 
 def test_without_distributed_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

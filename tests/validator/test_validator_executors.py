@@ -354,6 +354,34 @@ def test_a_validator_whose_workers_are_lost_for_good_says_nothing(
     assert not any(now.sums[now.validators.index(lost.account)].hash)
 
 
+class Silent(Executor):
+    """Never answers."""
+
+    def __init__(self) -> None:
+        self.futures: list[Future[Any]] = []
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.futures.append(Future())
+        return self.futures[-1]
+
+
+def test_a_validator_that_is_stopped_gives_up_its_calls(oracle: Callable[..., Oracle]) -> None:
+    stage = oracle(devices=2)
+    silent, stop = Silent(), threading.Event()
+    validator = stage.validator(0, executor=silent)
+    validator.step()
+    stage.open()
+    for device in stage.devices:
+        stage.upload(device, UPDATE / (1 + stage.devices.index(device)))
+    thread = threading.Thread(target=validator.run, args=(stop,))
+    thread.start()
+    step_until([], lambda: len(silent.futures) == 2)
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert all(future.cancelled() for future in silent.futures)
+
+
 class Watching(InlineExecutor):
     """Keeps what would travel to a worker."""
 
@@ -412,13 +440,6 @@ def test_what_comes_back_from_a_process_is_what_is_made_here(
 
 
 # ---- any executor -------------------------------------------------------------------------------
-
-
-class Silent(Executor):
-    """Never answers."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        return Future()
 
 
 def test_an_executor_that_never_answers_is_waited_for_within_a_bound() -> None:

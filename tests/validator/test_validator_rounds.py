@@ -105,7 +105,7 @@ def test_a_round_in_paillier_mode_with_one_byzantine_validator(
     assert f"event=refused validator={honest[1].account} task={stage.task} version=1" in lines
     assert f"sender={stale} code=header_mismatch " in lines
     assert "header field version: expected 1, got 7" in lines
-    assert f"event=other_sum validator={honest[1].account}" in lines
+    assert f"event=outvoted validator={honest[1].account}" in lines
     assert f"sender={everybody[0].account} expected={now.sum_hash.hex()}" in lines
 
 

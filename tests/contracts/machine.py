@@ -37,6 +37,7 @@ TASKS = 3
 PHASE_STEPS_MAX = 6
 JUMPS_MAX = 8
 INDEX_MAX = 7
+CLEAR_SEC = 10  # past a deadline, where it makes no difference how fast this machine is
 HONEST_COST = 60
 HASHES = ("fresh", "of another", "same prefix", "an account", "short", "long", "zero")
 FALL, FLAT, RISE = [900_000, 100_000, 50_000], [400_000, 400_000], [1, 2, 3]
@@ -549,24 +550,26 @@ class ContractMachine(RuleBasedStateMachine):
         """Go to a deadline or to the second before it, and do at once what it is about."""
         found = self.model.tasks[self.tasks[task]]
         newest = found.unsettled
-        if newest is None:
+        if newest is None or self.jumps_left < 2:
             return
         stranger, by_version = self.arena.stranger, {"task": found.id, "version": found.version}
+        due = {
+            OPEN: newest.deadline,
+            VERIFYING: newest.verdict_deadline + second * newest.verdict_sec,
+        }.get(newest.state, newest.sum_deadline)
+        self.wait_for(due + later)
         if newest.state == OPEN:
-            self.wait_for(newest.deadline + later)
             self.upload_of(found, (self.waiting(found) or self.arena.devices)[0])
             self.do("closeround", stranger, caller=stranger, **by_version)
         elif newest.state == VERIFYING:
-            self.wait_for(newest.verdict_deadline + second * newest.verdict_sec + later)
             self.judge_or_push(found, newest, patient=False, silent=start is not None)
             first = {} if start is None else {"start": self.account(self.arena.devices, start)}
             self.do("push", stranger, limit=1, **by_version, **first)
         elif newest.state == SUMMING:
-            self.wait_for(newest.sum_deadline + later)
             self.do("push", stranger, limit=1, **by_version)
         else:
-            self.wait_for(newest.sum_deadline + later)
             self.do("settle", stranger, limit=1, caller=stranger, **by_version)
+        self.wait_for(due + CLEAR_SEC)
 
     def teardown(self) -> None:
         if not self.is_sound:
@@ -691,7 +694,7 @@ class ContractMachine(RuleBasedStateMachine):
             self.upload_of(task, waiting[0])
             return
         if patient and not 0 < newest.close_after <= newest.uploads:
-            self.wait_for(newest.deadline)
+            self.wait_for(newest.deadline + CLEAR_SEC)
         data = {"version": task.version, "caller": task.owner}
         self.do("closeround", task.owner, task=task.id, **data)
 
@@ -708,7 +711,7 @@ class ContractMachine(RuleBasedStateMachine):
                 self.do("attest", validator, task=task.id, **data)
                 return
         if patient:
-            self.wait_for(newest.verdict_deadline)
+            self.wait_for(newest.verdict_deadline + CLEAR_SEC)
         data = {"version": task.version, "limit": 2}
         self.do("push", self.arena.stranger, task=task.id, **data)
 
@@ -719,7 +722,7 @@ class ContractMachine(RuleBasedStateMachine):
                 self.do("attestsum", validator, task=task.id, version=task.version, **data)
                 return
         if patient:
-            self.wait_for(newest.sum_deadline)
+            self.wait_for(newest.sum_deadline + CLEAR_SEC)
         self.do("push", self.arena.stranger, task=task.id, version=task.version, limit=1)
 
     def wait_for(self, moment: int) -> None:

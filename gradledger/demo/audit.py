@@ -1,4 +1,4 @@
-"""Checks the money of a run from the chain's tables, and from nothing that the demo counted.
+"""Checks the money of a run from the chain's tables and blocks, and from nothing the demo counted.
 
 A settled round's row says what was paid and carries the Merkle root over its uploads; the members'
 rows hold those uploads until the next round's. Read together, once a round is settled and before
@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gradledger.audit.run import audit
+from gradledger.chain.client import ChainClient
 from gradledger.chain.contract import Escrow, FedLearning, UploadState, VerdictCode
 from gradledger.chain.names import Symbol
 from gradledger.errors import ConfigError
@@ -86,14 +88,18 @@ def balances(
     return {account: asset.amount if asset else 0 for account, asset in held.items()}
 
 
-def total_owed(contract: FedLearning, token_contract: str, symbol: Symbol) -> int:
-    """Return what the contract should hold of a token for all its tasks together."""
-    same = [
-        task.id
-        for task in contract.tasks()
-        if (task.terms.token_contract, task.terms.token_symbol) == (token_contract, symbol)
-    ]
-    return sum(contract.escrow(task).balance for task in same)
+def check_blocks(client: ChainClient, task: str, ledgers: Iterable[RoundLedger]) -> dict[str, bool]:
+    """Derive the payments again from the blocks, as ``gradledger audit`` does.
+
+    Raises
+    ------
+    NodeError
+        The node does not give its blocks.
+    """
+    report = audit(client, task)
+    payments = sum(len(ledger.payments) for ledger in ledgers)
+    explained = report.explained and report.complete and report.payments == payments
+    return {"the blocks alone explain every payment": explained}
 
 
 def check(

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from gradledger.audit.rows import owed
 from gradledger.chain.client import ChainClient
 from gradledger.chain.contract import FedLearning, Round
 from gradledger.chain.names import Asset, Symbol, check_account
@@ -514,8 +515,9 @@ class _Demo:
         accounts = [phone.account for phone in self._phones]
         escrow = contract.escrow(self._task)
         held = audit.balances(contract, token, self._symbol, accounts)
-        owed = audit.total_owed(contract, token, self._symbol)
-        checks = audit.check(ledgers, escrow, owed, held)
+        due = owed(contract, token, self._symbol)
+        checks = audit.check(ledgers, escrow, due, held)
+        checks |= audit.check_blocks(self._chain, self._task, ledgers)
         refusals = [pair for each in self._hearing.refusals.values() for pair in each]
         refusals += [pair for ledger in ledgers for pair in ledger.refusals.items()]
         return {

@@ -464,7 +464,8 @@ class TaskReplay:
         self._check(digest not in self._hashes, "a hash that was used before")
         self._check(1 <= len(errors) <= self.terms["errors_max"], f"{len(errors)} errors")
         self._check(max(errors) <= ERROR_SCALE, "an error over 1")
-        self._check(meets(Rule(book.terms["rule"]), errors, book.terms["tau"]), "CSVES not met")
+        rule, held = Rule(book.terms["rule"]), member.classes.bit_count()
+        self._check(meets(rule, errors, book.terms["tau"], held), "CSVES not met")
         amount = cost * price
         self._check(amount <= self.free, "more than what was free")
         if member.upload is not None:

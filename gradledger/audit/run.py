@@ -32,6 +32,7 @@ MISMATCHES_TO_BELIEVE = 2  # a fork may show a row that never became irreversibl
 HOLDINGS_READS_MAX = 12
 IRREVERSIBLE_SEC_MAX = 180.0
 WITNESS_SEC_MAX = 10.0
+STANDSTILL_SEC = 10.0  # without a new block
 POLL_SEC = 0.2
 MISSING_NAMED_MAX = 5
 
@@ -39,6 +40,10 @@ _HIDDEN = (
     "; raw blocks do not show actions inside other contracts' actions: a node with "
     "eosio::trace_api_plugin does"
 )
+
+
+class _StandstillError(IrreversibilityTimeout):
+    """No block has come for a while."""
 
 
 class Audit:
@@ -274,7 +279,12 @@ class Audit:
             # A node's tables may be one block ahead of its head.
             after = self.client.get_info().head_block + 1
             is_quiet, fault = True, ""
-            with closing(self._read_on(reader, after)) as stretch:
+            try:
+                following = self._read_on(reader, after)
+            except _StandstillError:
+                self._compare_standing(books, reader)
+                return
+            with closing(following) as stretch:
                 signers.expect_changes(stretch.rekeyed)
                 books.schedules.update(stretch.schedules)
                 compared = False
@@ -296,6 +306,32 @@ class Audit:
         self.report.unreached.append(
             "the tables: the task moves faster than they are read; audit again in a quiet moment"
         )
+
+    def _compare_standing(self, books: TaskReplay, reader: BlockReader) -> None:
+        """Compare the rows of a chain whose head stands still, as in an archive.
+
+        Its last blocks may never become irreversible. They are read to see that they do not concern
+        the task; then the rows are those of the last irreversible block as well.
+        """
+        report = self.report
+        answer = self.client.call("/v1/chain/get_info", {})
+        try:
+            head, head_id = int(answer["head_block_num"]), str(answer["head_block_id"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise NodeAnswerError(f"expected a get_info document, it lacks {error}") from None
+        report.notes.append(f"the chain stands still at block {head}")
+        if head > report.last_block:
+            with closing(reader.read(report.last_block + 1, head, head_id)) as stretch:
+                self._check_follows(stretch)
+                if any(step.inputs for step in stretch.steps()):
+                    report.unreached.append(
+                        f"the tables: blocks {report.last_block + 1} to {head} concern the task "
+                        "and are not irreversible"
+                    )
+                    return
+        fault = next(differences(books, read_tables(self.contract, report.task)), "")
+        if fault:
+            raise UnexplainedError(f"{fault}{'' if report.traces else _HIDDEN}")
 
     def _was_rekeyed(self, signers: Signers, account: str) -> bool:
         """Whether an account got other keys after the blocks that the books have so far.
@@ -319,7 +355,12 @@ class Audit:
     def _read_after(self, reader: BlockReader, block: int) -> tuple[Stretch, ChainInfo]:
         """Wait until `block` is irreversible; read from where the books end up to there or on."""
         end = time.monotonic() + IRREVERSIBLE_SEC_MAX
+        head, moved_at = 0, time.monotonic()
         while (info := self.client.get_info()).irreversible_block < block:
+            if info.head_block != head:
+                head, moved_at = info.head_block, time.monotonic()
+            if time.monotonic() >= moved_at + STANDSTILL_SEC:
+                raise _StandstillError(f"the chain stands still at block {head}")
             if time.monotonic() >= end:
                 raise IrreversibilityTimeout(
                     f"block {block} is not irreversible after {IRREVERSIBLE_SEC_MAX:g} s; "
@@ -328,13 +369,21 @@ class Audit:
             time.sleep(POLL_SEC)
         report = self.report
         stretch = reader.read(report.last_block + 1, info.irreversible_block, info.irreversible_id)
-        if stretch.first_previous != report.last_id:
+        try:
+            self._check_follows(stretch)
+        except ProofError:
             stretch.close()
+            raise
+        return stretch, info
+
+    def _check_follows(self, stretch: Stretch) -> None:
+        """Refuse blocks that do not follow on those read so far."""
+        report = self.report
+        if stretch.first_previous != report.last_id:
             raise ProofError(
                 f"block {stretch.first} names {stretch.first_previous} as the one before, but "
                 f"block {report.last_block} was irreversible as {report.last_id}"
             )
-        return stretch, info
 
     def _ask_witnesses(self) -> None:
         """Ask every node for the last block: all of them must have it with the same id."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from audit_scene import COSTS, Liar
+from audit_scene import COSTS, Liar, Played, in_row
 from device_scene import PRICE, Scene
 
 from gradledger.audit.blocks import merkle_of_digests, read_block
@@ -86,6 +86,23 @@ def test_producers_a_payer_a_packed_deposit_and_a_new_key(
 
     report = audit(Liar(client, hide), scene.task)
     assert "are the producers of schedule 0, which no block read here announces" in report.finding
+
+
+def test_a_chain_that_stands_still(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An archive's last block never becomes irreversible; where it is not ours, no matter."""
+    monkeypatch.setattr("gradledger.audit.run.STANDSTILL_SEC", 1.5)
+    client = played.client
+    client.call("/v1/producer/pause", {})
+    try:
+        report = audit(client, played.task)
+        changed = in_row(played.scene.contract, "tasks", bool, deposited=7)
+        altered = audit(Liar(client, changed), played.task)
+    finally:
+        client.call("/v1/producer/resume", {})
+    assert report.verdict == "4 payments, all explained"
+    (note,) = report.notes
+    assert note.startswith("the chain stands still at block ")
+    assert "deposited: the blocks give 10000, the row says 7" in altered.finding
 
 
 def test_every_block_of_a_real_chain_is_proven(chain: ChainClient) -> None:

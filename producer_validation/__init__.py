@@ -1,7 +1,8 @@
 """The validator's side: fetch, check, attest, sum.
 
 `checks` holds the rules, pure functions from bytes to a verdict; `validator` follows the chain and
-applies them; `cli` is `gradledger validator ...`.
+applies them; `executors` says where that work runs, `summing` multiplies there; `cli` is
+`gradledger validator ...`.
 """
 
 from __future__ import annotations

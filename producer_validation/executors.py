@@ -424,7 +424,8 @@ class Work:
                     raise
                 if job.tries == TRIES_MAX:
                     raise _as_ours(error) from error
-                log.warning("event=worker_lost error=%s call=%s", type(error).__name__, job.fn)
+                what, call = type(error).__name__, job.fn.__name__
+                log.warning("event=worker_lost error=%s call=%s", what, call)
             again = self.submit(job.fn, *job.args)
             job.future, job.tries = again.future, job.tries + 1
 

@@ -20,6 +20,7 @@ from judging import PARAMETERS, UPDATE
 from oracle import Oracle, decided, reached, step, step_until
 
 from gradledger import envelope
+from gradledger.card import task_codec
 from gradledger.chain.contract import (
     Mode,
     RoundState,
@@ -30,9 +31,15 @@ from gradledger.chain.contract import (
 )
 from gradledger.chain.keys import save_key_file
 from gradledger.cid import cid_v0
-from gradledger.errors import AlreadyDoneError, BlobCorruptError, GradledgerError
+from gradledger.errors import (
+    AlreadyDoneError,
+    BlobCorruptError,
+    GradledgerError,
+    StoreUnavailableError,
+)
 from gradledger.localnet.network import Network
 from gradledger.store import Store
+from producer_validation.checks import update_bytes_max
 from producer_validation.validator import StepReport, Validator
 
 PAID = (UploadState.PAID, VerdictCode.ACCEPT)
@@ -263,6 +270,39 @@ def test_a_store_that_is_down_refuses_nobody(oracle: MakeOracle) -> None:
         step(down)
         time.sleep(0.1)
     assert stage.member(stage.devices[0]).verdicts == bytes(32)
+
+
+class Flaky(Store):
+    """A store whose first read of anything fails."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self.asked: set[str] = set()
+
+    def get(self, cid: str, *, bytes_max: int | None = None) -> bytes:
+        if cid not in self.asked:
+            self.asked.add(cid)
+            raise StoreUnavailableError("not now")
+        return super().get(cid, bytes_max=bytes_max)
+
+
+def test_a_sum_of_more_than_the_cache_holds(oracle: MakeOracle) -> None:
+    """Whoever sums fetches again what it has dropped, and goes on while something comes."""
+    stage = oracle(devices=5)
+    judges = stage.validators()
+    stage.open()
+    for number, device in enumerate(stage.devices):
+        stage.upload(device, UPDATE / (number + 1))
+    step_until(judges, decided(stage, stage.devices))
+    blob_bytes_max = update_bytes_max(task_codec(stage.contract.task(stage.task)), stage.public)
+    fresh = [
+        stage.validator(0, cache_bytes_max=1),  # one upload at a time
+        stage.validator(1, cache_bytes_max=4 * blob_bytes_max),  # two, and the next two
+        stage.validator(2, store=Flaky(stage.store.address)),
+    ]
+    stage.close()
+    step_until(fresh, reached(stage, RoundState.SUMMED))  # the quorum needs all three
+    stage.check_sum(stage.devices)
 
 
 # ---- batches ------------------------------------------------------------------------------------

@@ -76,8 +76,8 @@ class Block:
 
 
 @dataclass(frozen=True)
-class PushResult:
-    """A transaction that a node accepted. That is a promise only: see `wait_irreversible`.
+class Signed:
+    """A signed transaction.
 
     Attributes
     ----------
@@ -86,21 +86,45 @@ class PushResult:
         The first block that can hold it.
     expiration : int
         Seconds since 1970; in no block after that.
-    cpu_us, net_bytes : int
-        As billed by the node that accepted it; 0 when it knew the transaction already.
     body : dict
-        The signed transaction, to be sent again with `send`.
-    traces : dict
-        The node's ``processed`` document; empty when it knew the transaction already.
+        To be sent with `send`, as often as one likes: it is executed once.
     """
 
     trx_id: str
     first_block: int
     expiration: int
+    body: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class PushResult(Signed):
+    """A transaction that a node accepted. That is a promise only: see `wait_irreversible`.
+
+    Attributes
+    ----------
+    cpu_us, net_bytes : int
+        As billed by the node that accepted it; 0 when it knew the transaction already.
+    traces : dict
+        The node's ``processed`` document; empty when it knew the transaction already.
+    """
+
     cpu_us: int
     net_bytes: int
-    body: dict[str, Any] = field(repr=False)
     traces: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, signed: Signed, traces: dict[str, Any]) -> PushResult:
+        """Return what a node's traces say about a transaction that was sent to it."""
+        receipt = traces.get("receipt") or {}
+        return cls(
+            signed.trx_id,
+            signed.first_block,
+            signed.expiration,
+            signed.body,
+            int(receipt.get("cpu_usage_us", 0)),
+            8 * int(receipt.get("net_usage_words", 0)),
+            traces,
+        )
 
 
 class ChainClient:
@@ -133,6 +157,7 @@ class ChainClient:
 
         self._transport = Transport(connect_sec=self.timeout.connect, answer_sec=self.timeout.read)
         self._chain_id: str | None = None  # the first answer's: other endpoints must agree
+        self._irreversible = 0  # as last heard
         self._lock = threading.Lock()
         self._blocks: OrderedDict[int, Block] = OrderedDict()
 
@@ -162,6 +187,7 @@ class ChainClient:
             self._chain_id = info.chain_id
         if info.chain_id != self._chain_id:
             raise NodeAnswerError(f"expected chain {self._chain_id}, a node has {info.chain_id}")
+        self._irreversible = info.irreversible_block
         return info, endpoint
 
     def table_rows(
@@ -287,23 +313,20 @@ class ChainClient:
         NodeError
             No node took it. It may have arrived all the same: `wait_irreversible` tells.
         """
+        signed = self.sign(actions, keys, expiration_sec=expiration_sec)
+        return PushResult.of(signed, self.send(signed.body))
+
+    def sign(
+        self, actions: Iterable[Action], keys: Iterable[PrivateKey], *, expiration_sec: int = 60
+    ) -> Signed:
+        """Sign a transaction as `push` does, and do not send it. Raises NodeError."""
         if not 1 <= expiration_sec <= EXPIRATION_SEC_MAX:
             raise ConfigError(f"expected 1..{EXPIRATION_SEC_MAX} s, got {expiration_sec}")
         info = self.get_info()
         expiration = info.head_time + expiration_sec
         transaction = Transaction.refer(actions, expiration, info.irreversible_id)
         body = transaction.sign(info.chain_id, keys)
-        traces = self.send(body)
-        receipt = traces.get("receipt") or {}
-        return PushResult(
-            transaction.id,
-            info.irreversible_block + 1,
-            expiration,
-            int(receipt.get("cpu_usage_us", 0)),
-            8 * int(receipt.get("net_usage_words", 0)),
-            body,
-            traces,
-        )
+        return Signed(transaction.id, info.irreversible_block + 1, expiration, body)
 
     def send(self, body: dict[str, Any]) -> dict[str, Any]:
         """Send a signed transaction, perhaps again; return its traces, or {} if it was known."""
@@ -327,8 +350,38 @@ class ChainClient:
         result = self.push(actions, keys, expiration_sec=expiration_sec)
         return result, self.wait_irreversible(result, timeout_sec=timeout_sec)
 
+    def find_irreversible(self, signed: Signed, *, timeout_sec: float = 15.0) -> int | None:
+        """Look once whether a transaction is in an irreversible block.
+
+        Returns
+        -------
+        int or None
+            The block's number; None while it may still come.
+
+        Raises
+        ------
+        TransactionExpiredError
+            It is in no irreversible block up to its expiration, so it never will be.
+        NodeError
+            The node does not answer, or answers nonsense.
+        """
+        end = time.monotonic() + timeout_sec
+        info, endpoint = self._info()
+        for number in range(signed.first_block, info.irreversible_block + 1):
+            if time.monotonic() >= end:
+                break
+            block = self._block(number, endpoint)
+            if signed.trx_id in block.executed:
+                return number
+            if block.time > signed.expiration:
+                raise TransactionExpiredError(
+                    f"transaction {signed.trx_id} expired and is in no irreversible block: "
+                    "sign it anew"
+                )
+        return None
+
     def wait_irreversible(
-        self, result: PushResult, *, timeout_sec: float = 60.0, poll_sec: float = 0.1
+        self, signed: Signed, *, timeout_sec: float = 60.0, poll_sec: float = 0.1
     ) -> int:
         """Wait until a transaction is in an irreversible block; return the block's number.
 
@@ -339,28 +392,19 @@ class ChainClient:
         IrreversibilityTimeout
             Not known within `timeout_sec`.
         """
-        following, last, fault = result.first_block, 0, ""
+        fault = ""
         end = time.monotonic() + timeout_sec
         while True:
             try:
-                info, endpoint = self._info()
-                last = info.irreversible_block
-                while following <= last and time.monotonic() < end:
-                    block = self._block(following, endpoint)
-                    if result.trx_id in block.executed:
-                        return following
-                    following += 1
-                    if block.time > result.expiration:
-                        raise TransactionExpiredError(
-                            f"transaction {result.trx_id} expired and is in no irreversible "
-                            "block: sign it anew"
-                        )
+                found = self.find_irreversible(signed, timeout_sec=end - time.monotonic())
+                if found is not None:
+                    return found
             except (NodeUnavailableError, NodeAnswerError) as error:
                 fault = f"; {error}"  # a node may come back, or another one take over
             if time.monotonic() >= end:
                 raise IrreversibilityTimeout(
-                    f"transaction {result.trx_id} is not irreversible after {timeout_sec:g} s; "
-                    f"irreversible up to block {last}{fault}"
+                    f"transaction {signed.trx_id} is not irreversible after {timeout_sec:g} s; "
+                    f"irreversible up to block {self._irreversible}{fault}"
                 )
             time.sleep(min(poll_sec, max(0.0, end - time.monotonic())))
 
@@ -471,5 +515,6 @@ __all__ = [
     "ChainClient",
     "ChainInfo",
     "PushResult",
+    "Signed",
     "Timeout",
 ]

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from gradledger.chain.client import ChainClient, ChainInfo, PushResult, Timeout
+from gradledger.chain.client import ChainClient, ChainInfo, PushResult, Signed, Timeout
 from gradledger.chain.keys import PrivateKey, recover_key
 from gradledger.chain.names import check_account
 from gradledger.chain.transaction import CPU_MS_MAX, Action, Transaction
@@ -106,9 +106,7 @@ class PayerTerms:
 class _Pending:
     """A transaction that may still happen: it is sent again rather than made anew."""
 
-    transaction: Transaction
-    first_block: int
-    body: dict[str, Any]  # with the device's signature, and the payer's once it is there
+    signed: Signed  # by the device, and by the payer once `cosigned`
     cosigned: bool = field(default=False)
 
 
@@ -185,32 +183,57 @@ class Payer:
         pending = self._find(info, action, key)
         try:
             if not pending.cosigned:
-                self._cosign(pending, info.chain_id)
-            traces = chain.send(pending.body)
-        except (ContractError, PayerRefusedError, TransactionExpiredError) as error:
+                pending.signed = self.cosign(pending.signed, info.chain_id)
+                pending.cosigned = True
+            traces = chain.send(pending.signed.body)
+        except (ContractError, PayerRefusedError, TransactionExpiredError):
             with self._lock:  # it will never happen
                 self._pending.pop((info.chain_id, action.pack()), None)
-                if isinstance(error, PayerRefusedError):
-                    self._terms = None  # they may have changed
             raise
-        receipt = traces.get("receipt") or {}
-        return PushResult(
-            pending.transaction.id,
-            pending.first_block,
-            pending.transaction.expiration,
-            int(receipt.get("cpu_usage_us", 0)),
-            8 * int(receipt.get("net_usage_words", 0)),
-            pending.body,
-            traces,
-        )
+        return PushResult.of(pending.signed, traces)
 
     def _find(self, info: ChainInfo, action: Action, key: PrivateKey) -> _Pending:
         """Return the action's transaction that may still happen, or a new one."""
         place = (info.chain_id, action.pack())
         with self._lock:
             found = self._pending.get(place)
-            if found and found.transaction.expiration > info.head_time + MARGIN_SEC:
+            if found and found.signed.expiration > info.head_time + MARGIN_SEC:
                 return found
+        made = _Pending(self.sign(info, action, key))
+        with self._lock:
+            self._pending[place] = made
+            while len(self._pending) > PENDING_MAX:
+                self._pending.popitem(last=False)
+        return made
+
+    def sign(
+        self,
+        info: ChainInfo,
+        action: Action,
+        key: PrivateKey,
+        *,
+        expiration_sec: int = EXPIRATION_SEC,
+    ) -> Signed:
+        """Return a device's action as a transaction that the device has signed.
+
+        Parameters
+        ----------
+        info : ChainInfo
+            As the chain stands now.
+        action : Action
+            One of `ACTIONS`, with the device's authorisation.
+        key : PrivateKey
+            The device's.
+        expiration_sec : int
+            Life of the transaction; no longer than the service allows.
+
+        Raises
+        ------
+        PayerUnavailableError
+            The service does not answer.
+        ConfigError
+            It pays on another chain.
+        """
         terms = self.terms()
         if terms.chain_id != info.chain_id:
             raise ConfigError(
@@ -221,49 +244,53 @@ class Payer:
             raise ConfigError(f"the payer at {self.url} would have this device pay for itself")
         transaction = Transaction.refer(
             [with_payer(action, terms.account, terms.permission)],
-            info.head_time + min(EXPIRATION_SEC, terms.expiration_sec_max),
+            info.head_time + min(expiration_sec, terms.expiration_sec_max),
             info.irreversible_id,
             cpu_ms_max=terms.cpu_ms_max,
             net_words_max=terms.net_words_max,
         )
         body = transaction.sign(info.chain_id, [key])
-        made = _Pending(transaction, info.irreversible_block + 1, body)
-        with self._lock:
-            self._pending[place] = made
-            while len(self._pending) > PENDING_MAX:
-                self._pending.popitem(last=False)
-        return made
+        return Signed(transaction.id, info.irreversible_block + 1, transaction.expiration, body)
 
-    def _cosign(self, pending: _Pending, chain_id: str) -> None:
-        """Add the payer's signature."""
-        ours: str = pending.body["signatures"][0]
+    def cosign(self, signed: Signed, chain_id: str) -> Signed:
+        """Return a transaction of `sign` with the payer's signature; the same at every call.
+
+        Raises
+        ------
+        PayerRefusedError, ContractError
+            The service refused it.
+        TransactionExpiredError
+            It is too late for this transaction.
+        PayerUnavailableError
+            The service does not answer.
+        """
+        ours: str = signed.body["signatures"][0]
         request = {
             "chain_id": chain_id,
-            "packed_trx": pending.body["packed_trx"],
+            "packed_trx": signed.body["packed_trx"],
             "signature": ours,
         }
         try:
             answer = self._call("/v1/payer/cosign", request)
         except PayerRefusedError as error:
             if error.code != "replay":
+                self._terms = None  # they may have changed
                 raise
             # It signed these very bytes before, and the answer was lost on the way.
-            query = {"transaction_id": pending.transaction.id}
-            answer = self._call("/v1/payer/signature", query)
+            answer = self._call("/v1/payer/signature", {"transaction_id": signed.trx_id})
         try:
             signature = str(answer["signature"])
-            if answer["transaction_id"] != pending.transaction.id:
+            if answer["transaction_id"] != signed.trx_id:
                 raise ConfigError("a signature of another transaction")
-            digest = pending.transaction.signing_digest(chain_id)
+            packed = bytes.fromhex(signed.body["packed_trx"])
+            digest = Transaction.unpack(packed).signing_digest(chain_id)
             if recover_key(digest, signature) == recover_key(digest, ours):
                 raise ConfigError("this device's own signature")
         except (KeyError, TypeError, ConfigError) as error:
             raise PayerUnavailableError(
-                f"the payer at {self.url}: expected its signature of {pending.transaction.id}, "
-                f"got {error}"
+                f"the payer at {self.url}: expected its signature of {signed.trx_id}, got {error}"
             ) from None
-        pending.body = {**pending.body, "signatures": [signature, ours]}
-        pending.cosigned = True
+        return replace(signed, body={**signed.body, "signatures": [signature, ours]})
 
     def _call(self, path: str, document: Any) -> Any:
         """POST a document, with bounded tries; return the answer's document."""

@@ -456,7 +456,7 @@ def executed(trx_id: str, status: str = "executed") -> dict[str, Any]:
 
 
 def pushed(trx_id: str, first_block: int = 9, expiration: int = T0 + 30) -> PushResult:
-    return PushResult(trx_id, first_block, expiration, 0, 0, {}, {})
+    return PushResult(trx_id, first_block, expiration, {}, 0, 0, {})
 
 
 def test_several_waits_fetch_each_block_once(serve: Callable[[Any], FakeNode]) -> None:

@@ -27,7 +27,7 @@ class Script(ChainClient):
     def push(self, actions: Any, keys: Any, *, expiration_sec: int = 60) -> PushResult:
         self.pushed.append(expiration_sec)
         number = len(self.pushed)
-        return PushResult(f"trx{number}", 1, 2, 3, 4, {"body": number}, {})
+        return PushResult(f"trx{number}", 1, 2, {"body": number}, 3, 4, {})
 
     def send(self, body: dict[str, Any]) -> dict[str, Any]:
         self.sent.append(body)

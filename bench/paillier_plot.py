@@ -93,10 +93,8 @@ def _place(rows: list[Row]) -> str:
 
 
 def _bars(rows: list[Row], bits: int, count: int) -> list[Row]:
-    """Return the rows of one panel, fastest first. Making masks is the same for every backend."""
+    """Return the rows of one panel, fastest first."""
     chosen = [row for row in rows if row["parameters"] == count and row["bits"] in (bits, None)]
-    making = [row for row in chosen if row["scheme"] == MAKING]
-    chosen = [row for row in chosen if row["scheme"] != MAKING] + making[:1]
     return sorted(chosen, key=lambda row: float(row["us_per_parameter"]))
 
 
@@ -105,8 +103,8 @@ def _family(row: Row) -> str:
 
 
 def _name(row: Row) -> str:
-    if row["scheme"] == MAKING:
-        return NAMES[MAKING]
+    if row["scheme"] in (MASKED, MAKING):  # alike on every backend
+        return NAMES[row["scheme"]]
     family = _family(row)
     return f"{'CKKS' if family == 'tenseal' else family}: {NAMES[row['scheme']]}"
 

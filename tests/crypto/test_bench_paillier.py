@@ -54,7 +54,7 @@ def test_every_row_has_every_figure(made):
     ours = [
         (scheme, backend, parameters)
         for scheme in (bench.SHORT, bench.FAST, bench.STRICT, bench.MASKED)
-        for backend in backends
+        for backend in (backends[:1] if scheme == bench.MASKED else backends)
         for parameters in PARAMETERS
     ]
     by_place = {(row["scheme"], row["backend"], row["parameters"]): row for row in rows}
@@ -66,7 +66,7 @@ def test_every_row_has_every_figure(made):
         assert 1 <= row["measured"] <= row["ciphertexts"] == -(-place[2] // 78)
         assert row["bytes_per_parameter"] == 512 * row["ciphertexts"] / place[2]
     for parameters in PARAMETERS:
-        assert all((bench.MAKING, backend, parameters) in by_place for backend in backends)
+        assert by_place[bench.MAKING, backends[0], parameters]["encrypt_s"] > 0
         values, packed = (
             next(row for row in rows if (row["scheme"], row["parameters"]) == (scheme, parameters))
             for scheme in (bench.PHE_VALUES, bench.PHE_PACKED)

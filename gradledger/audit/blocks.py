@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import lru_cache
 from typing import Any
 
 from gradledger.chain.abi import Abi
 from gradledger.chain.keys import PublicKey, recover_key, signature_variant
-from gradledger.chain.permissions import AUTHORITY_STRUCTS
+from gradledger.chain.names import int_to_name
 from gradledger.errors import ConfigError, GradledgerError, NodeAnswerError
 
 UNPACKED_BYTES_MAX = 2**24  # of a compressed transaction
@@ -57,24 +58,6 @@ _ABI = Abi(
                     ("keys", "weighted_key[]"),
                 ],
                 "authorities": [("version", "uint32"), ("producers", "producer_authority[]")],
-                "level": [("actor", "name"), ("permission", "name")],
-                "action": [
-                    ("account", "name"),
-                    ("name", "name"),
-                    ("authorization", "level[]"),
-                    ("data", "bytes"),
-                ],
-                "transaction": [
-                    ("expiration", "uint32"),
-                    ("ref_block_num", "uint16"),
-                    ("ref_block_prefix", "uint32"),
-                    ("max_net_usage_words", "varuint32"),
-                    ("max_cpu_usage_ms", "uint8"),
-                    ("delay_sec", "varuint32"),
-                    ("context_free_actions", "action[]"),
-                    ("actions", "action[]"),
-                    ("transaction_extensions", "extension[]"),
-                ],
             }.items()
         ],
     }
@@ -116,19 +99,16 @@ class RawTransaction:
 
     def actions(self) -> list[RawAction]:
         """Return its actions. Raises NodeAnswerError when the bytes are no transaction."""
+        raw = _Cursor(self.packed)
         try:
-            document = _ABI.unpack("transaction", self.packed)
-        except ConfigError as error:
+            raw.skip(4 + 2 + 4)  # expiration, the block that it refers to
+            raw.varuint32()  # limit of network use
+            raw.skip(1)  # limit of CPU
+            raw.varuint32()  # delay
+            raw.actions()  # without context: no contract of ours has any
+            return raw.actions()
+        except ValueError as error:
             raise NodeAnswerError(f"transaction {self.id} cannot be read: {error}") from None
-        return [
-            RawAction(
-                one["account"],
-                one["name"],
-                tuple((level["actor"], level["permission"]) for level in one["authorization"]),
-                bytes.fromhex(one["data"]),
-            )
-            for one in document["actions"]
-        ]
 
     def keys(self, chain_id: str) -> tuple[list[PublicKey], int]:
         """Return the keys that signed it, and how many signatures are of another kind than K1."""
@@ -311,41 +291,101 @@ def check_linked(block: RawBlock, expected_id: str, named_by: str) -> None:
         )
 
 
-def parse_authority(data: bytes, name: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    """Yield (account, authority) that a ``newaccount`` or ``updateauth`` of the system sets.
+@dataclass(frozen=True)
+class Authority:
+    """Who may sign for an account from now on.
 
-    Raises ConfigError when there are keys of another kind than K1.
+    Attributes
+    ----------
+    account : str
+    keys : tuple of str
+        Compressed points of curve K1, hexadecimal.
+    accounts : tuple of str
+        Others whose authority will do.
+    known_before : bool
+        What it was before can be told: nothing, for a new account.
     """
-    document = _AUTHORITY_ABI.unpack(name, data)
-    if name == "newaccount":
-        yield document["name"], document["owner"]
-        yield document["name"], document["active"]
-    else:
-        yield document["account"], document["auth"]
+
+    account: str
+    keys: tuple[str, ...]
+    accounts: tuple[str, ...]
+    known_before: bool
 
 
-_AUTHORITY_ABI = Abi(
-    {
-        "actions": [],
-        "structs": [
-            *AUTHORITY_STRUCTS,
-            *(
-                {"name": name, "fields": [{"name": f, "type": t} for f, t in fields]}
-                for name, fields in {
-                    "newaccount": [
-                        ("creator", "name"),
-                        ("name", "name"),
-                        ("owner", "authority"),
-                        ("active", "authority"),
-                    ],
-                    "updateauth": [
-                        ("account", "name"),
-                        ("permission", "name"),
-                        ("parent", "name"),
-                        ("auth", "authority"),
-                    ],
-                }.items()
-            ),
-        ],
-    }
-)
+def read_authorities(one: RawAction) -> list[Authority]:
+    """Return what an action of the system account sets of permissions; nothing for most."""
+    if one.account != "eosio" or one.name not in ("newaccount", "updateauth"):
+        return []
+    raw, is_new = _Cursor(one.data), one.name == "newaccount"
+    try:
+        if not is_new:
+            account = raw.name()
+            raw.skip(16)  # the permission, and the one above it
+            return [Authority(account, *_authority(raw), False)]
+        raw.skip(8)  # who made it
+        account = raw.name()
+        return [Authority(account, *_authority(raw), True) for _ in range(2)]
+    except ValueError:  # keys of a kind that is not known here
+        start = 8 if is_new else 0
+        account = int_to_name(int.from_bytes(one.data[start : start + 8], "little"))
+        return [Authority(account, (), (), False)]
+
+
+def _authority(raw: _Cursor) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    raw.skip(4)  # the threshold
+    keys = []
+    for _ in range(raw.varuint32()):
+        kind, key = raw.take(1)[0], raw.take(33)
+        if kind > 1:
+            raise ValueError(f"a key of kind {kind}")
+        keys += [key.hex()] if kind == 0 else []
+        raw.skip(2)  # its weight
+    accounts = []
+    for _ in range(raw.varuint32()):
+        accounts.append(raw.name())
+        raw.skip(8 + 2)  # its permission, its weight
+    for _ in range(raw.varuint32()):
+        raw.skip(4 + 2)  # a wait
+    return tuple(keys), tuple(accounts)
+
+
+class _Cursor:
+    """Reads bytes from the front. Raises ValueError where there are too few."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self.at = data, 0
+
+    def take(self, count: int) -> bytes:
+        end = self.at + count
+        if end > len(self._data):
+            raise ValueError(f"{count} bytes expected at {self.at}, of {len(self._data)}")
+        piece, self.at = self._data[self.at : end], end
+        return piece
+
+    def skip(self, count: int) -> None:
+        self.take(count)
+
+    def name(self) -> str:
+        return _name(self.take(8))
+
+    def varuint32(self) -> int:
+        value = 0
+        for shift in range(0, 35, 7):
+            byte = self.take(1)[0]
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+        raise ValueError("a length of over 32 bits")
+
+    def actions(self) -> list[RawAction]:
+        found = []
+        for _ in range(self.varuint32()):
+            account, name = self.name(), self.name()
+            levels = tuple((self.name(), self.name()) for _ in range(self.varuint32()))
+            found.append(RawAction(account, name, levels, self.take(self.varuint32())))
+        return found
+
+
+@lru_cache(maxsize=65_536)
+def _name(raw: bytes) -> str:
+    return int_to_name(int.from_bytes(raw, "little"))

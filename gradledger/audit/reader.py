@@ -15,50 +15,28 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
 from gradledger.audit.blocks import (
+    Authority,
     ProofError,
     RawAction,
     RawBlock,
     RawTransaction,
     check_linked,
-    parse_authority,
+    read_authorities,
     read_block,
 )
 from gradledger.chain.client import ChainClient
-from gradledger.chain.keys import PublicKey
-from gradledger.chain.names import int_to_name, name_to_int
-from gradledger.errors import ConfigError, NodeAnswerError, NodeError, NodeUnavailableError
+from gradledger.chain.names import name_to_int
+from gradledger.errors import NodeAnswerError, NodeError, NodeUnavailableError
 
 WORKERS = 4
 AHEAD = 32  # blocks under way at once
 TRIES = 4  # another node of several may be a little behind
 RETRY_SEC = 0.5
 _SYSTEM = "eosio"
-_AUTHORITY_ACTIONS = ("newaccount", "updateauth")
-
-
-@dataclass(frozen=True)
-class Authority:
-    """Who may sign for an account from now on.
-
-    Attributes
-    ----------
-    account : str
-    keys : tuple of str
-        In the form ``EOS...``.
-    accounts : tuple of str
-        Others whose authority will do.
-    known_before : bool
-        What it was before can be told: nothing, for a new account.
-    """
-
-    account: str
-    keys: tuple[str, ...]
-    accounts: tuple[str, ...]
-    known_before: bool
 
 
 @dataclass(frozen=True)
@@ -79,7 +57,7 @@ class Step:
     actors : tuple of str
         Whose authority the signed actions among `inputs` claim.
     keys : tuple of str
-        That signed it, in the form ``EOS...``; only read where there are actors.
+        That signed it, compressed, hexadecimal; only read where there are actors.
     other_keys : int
         Signatures of another kind, which were not looked at.
     authorities : tuple of Authority
@@ -200,11 +178,10 @@ class BlockReader:
         self._traces = traces
         self._tell = tell or (lambda count: None)
         # Bytes that a transaction must have to concern us: most are not even unpacked.
-        self._contract_bytes = name_to_int(subject.contract).to_bytes(8, "little")
-        self._markers = [
-            name_to_int(name).to_bytes(8, "little")
-            for name in (subject.contract, *_AUTHORITY_ACTIONS)
-        ]
+        (self._contract_bytes,) = _name_bytes(subject.contract)
+        self._markers = _name_bytes(subject.task, "newaccount", "updateauth")
+        self._with_contract = _name_bytes("transfer", "setcode")
+        self._actors: set[str] = set()  # of the task, in the blocks read so far
 
     def read(self, first: int, last: int, last_id: str) -> Stretch:
         """Read from `last` back to `first`, or to the block in which the task was made.
@@ -250,6 +227,8 @@ class BlockReader:
         stretch.deferred += sum(not one.packed for one in block.transactions)
         stretch.schedules = {**block.new_schedules, **stretch.schedules}
         stretch.genesis = block.action_root if block.number == 1 else ""
+        self._actors.update(actor for step in steps for actor in step.actors)
+        steps = [one for step in steps if (one := self._without_strangers(step))]
         stretch.rekeyed.update(
             one.account for step in steps for one in step.authorities if not one.known_before
         )
@@ -260,6 +239,15 @@ class BlockReader:
             for one in step.inputs
         )
         self._tell(1)
+
+    def _without_strangers(self, step: Step) -> Step | None:
+        """Leave out how accounts were made that sign nothing of the task later."""
+        kept = tuple(
+            one for one in step.authorities if not one.known_before or one.account in self._actors
+        )
+        if not (kept or step.inputs or step.effects or step.code):
+            return None
+        return replace(step, authorities=kept)
 
     def _fetch(self, number: int) -> tuple[RawBlock, list[Step]]:
         query = {"block_num_or_id": str(number)}
@@ -285,12 +273,12 @@ class BlockReader:
     ) -> Step | None:
         """Return what a transaction has for us, or None."""
         signed: list[RawAction] = []
-        if any(marker in trx.packed for marker in self._markers):
+        if self._may_concern(trx.packed):
             signed = trx.actions()
         inputs = [one for one in signed if self._is_input(one)]
         actors = dict.fromkeys(actor for one in inputs for actor, _ in one.authorization)
         effects: list[RawAction] | None = None
-        authorities = [entry for one in signed for entry in _authorities(one)]
+        authorities = [entry for one in signed for entry in read_authorities(one)]
         codes = [self._code(one) for one in signed]
         if traced is not None:
             if trx.id not in traced:
@@ -318,11 +306,17 @@ class BlockReader:
             tuple(inputs),
             None if effects is None else tuple(effects),
             tuple(actors),
-            tuple(key.legacy for key in keys),
+            tuple(key.raw.hex() for key in keys),
             others,
             tuple(authorities),
             next(filter(None, codes), ""),
         )
+
+    def _may_concern(self, packed: bytes) -> bool:
+        """Whether a transaction has any of the bytes that we look for."""
+        if any(marker in packed for marker in self._markers):
+            return True
+        return self._contract_bytes in packed and any(one in packed for one in self._with_contract)
 
     def _is_input(self, one: RawAction) -> bool:
         """Whether an action is one on our task, or a transfer that may pay into it."""
@@ -403,35 +397,14 @@ class _Traced:
     is_input: bool
 
 
+def _name_bytes(*names: str) -> list[bytes]:
+    return [name_to_int(name).to_bytes(8, "little") for name in names]
+
+
 def _is_within(wanted: list[RawAction], found: list[RawAction]) -> bool:
     """Whether `wanted` lies in `found`, in its order."""
     rest = iter(found)
     return all(any(one == other for other in rest) for one in wanted)
-
-
-def _authorities(one: RawAction) -> list[Authority]:
-    if one.account != _SYSTEM or one.name not in _AUTHORITY_ACTIONS:
-        return []
-    is_new = one.name == "newaccount"
-    try:
-        return [
-            Authority(account, *keys_and_accounts(authority), is_new)
-            for account, authority in parse_authority(one.data, one.name)
-        ]
-    except ConfigError:  # keys of another kind
-        raw = one.data[8:16] if is_new else one.data[:8]
-        return [Authority(int_to_name(int.from_bytes(raw, "little")), (), (), False)]
-
-
-def keys_and_accounts(authority: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the keys of an authority's JSON, as ``EOS...``, and the accounts that it trusts."""
-    known = ("PUB_K1_", "EOS")
-    keys = [row["key"] for row in authority["keys"] if str(row["key"]).startswith(known)]
-    accounts = [str(row["permission"]["actor"]) for row in authority["accounts"]]
-    return (
-        tuple(PublicKey.from_string(key).legacy for key in keys),
-        tuple(accounts),
-    )
 
 
 def _after_length(data: bytes) -> bytes:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Set
 
-from gradledger.audit.reader import Step, keys_and_accounts
+from gradledger.audit.reader import Step
 from gradledger.audit.replay import UnexplainedError
 from gradledger.chain.client import ChainClient
+from gradledger.chain.keys import PublicKey
 from gradledger.errors import ConfigError, NodeAnswerError
 
 DEPTH_MAX = 3  # an account may let another one sign, and so on
@@ -69,9 +70,10 @@ class Signers:
             self.unchecked += 1
             return
         if strangers:
+            shown = ", ".join(PublicKey(bytes.fromhex(key)).legacy for key in step.keys)
             raise StrangerError(
                 f"block {step.block}, transaction {step.trx}: it acts for {strangers[0]}, whose "
-                f"permissions have none of the keys that signed it ({', '.join(step.keys)})",
+                f"permissions have none of the keys that signed it ({shown})",
                 strangers[0],
             )
         self.checked += 1
@@ -92,7 +94,11 @@ class Signers:
         document = self._client.get_account(account)
         try:
             for permission in document["permissions"]:
-                keys, accounts = keys_and_accounts(permission["required_auth"])
+                auth = permission["required_auth"]
+                texts = [str(row["key"]) for row in auth["keys"]]
+                known = [text for text in texts if text.startswith(("PUB_K1_", "EOS"))]
+                keys = [PublicKey.from_string(text).raw.hex() for text in known]
+                accounts = [str(row["permission"]["actor"]) for row in auth["accounts"]]
                 self._keys.setdefault(account, set()).update(keys)
                 self._trusted.setdefault(account, set()).update(accounts)
         except (KeyError, TypeError, AttributeError, ConfigError) as error:

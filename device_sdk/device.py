@@ -61,6 +61,8 @@ _RULES = {
     Rule.THRESHOLD: "the last error must be below {tau}",
     Rule.EITHER: "the error must fall while you train, or end below {tau}",
     Rule.BOTH: "the error must fall while you train, and end below {tau}",
+    Rule.GAIN: "the model's doubt must fall while you train, without much up and down, and its "
+    "wrong answers end below {tau} of what guessing among your classes leaves",
 }
 _SILENCE = {
     Silence.REFUND: "not paid",

@@ -107,6 +107,7 @@ class Round:
             rate_e6=training.rate_e6,
             measures=training.measures,
             seed=training.seed,
+            rule=row.rule,
         )
         self._device = device
         self._task = task
@@ -158,6 +159,8 @@ class Round:
             `fit(model, validation) -> (trained, errors)`. `trained` is a `Model` of the same
             architecture (`model.with_arrays(...)`); `errors` are the validation errors in the order
             measured, as integers in 1e-6 units (`model.error_micro`) or as floats from 0 to 1.
+            Under the rule gain: the doubts (`model.doubt_micro`), that of the received model first,
+            and behind them the trained model's share of wrong answers.
         examples : int
             Data cost: how many examples `fit` trained on.
 
@@ -199,7 +202,8 @@ class Round:
         delta = trained.vector - model.vector
         if terms.mode is Mode.SEALED:
             codec = cards.task_codec(self._task)
-            errors[-1] = self._error_of(codec.dequantise(codec.quantise(delta)))
+            arrived = self._arrived(codec.dequantise(codec.quantise(delta)))
+            errors[-1] = arrived.error_micro(*validation)
         return Update(self.version, delta, tuple(errors), examples)
 
     def _protect(self, privacy: Privacy, trained: Model, examples: int) -> Update:
@@ -209,15 +213,17 @@ class Round:
         difference = trained.vector.astype("f8") - model.vector
         self._device.budget.charge(self.version, privacy)
         delta = codec.dequantise(codec.quantise(privacy.protect(difference)))
-        errors = [model.error_micro(*validation)]
+        errors = [self.recipe.measure(model, validation)]
         if privacy.update_error:
-            errors = [*errors, self._error_of(delta)][-self._task.terms.errors_max :]
+            arrived = self._arrived(delta)
+            errors += [self.recipe.measure(arrived, validation)]
+            errors += self.recipe.closing(arrived, validation)
+            errors = errors[-self._task.terms.errors_max :]
         return Update(self.version, delta, tuple(errors), examples, _is_protected=True)
 
-    def _error_of(self, arrived: FloatArray) -> int:
-        """Return the error of the received model plus an update as others will have it."""
-        model, validation = self._here()
-        return model.with_vector(model.vector + arrived).error_micro(*validation)
+    def _arrived(self, delta: FloatArray) -> Model:
+        """Return the received model plus an update as others will have it."""
+        return self.model.with_vector(self.model.vector + delta)
 
     def upload(self, update: Update) -> Receipt:
         """Encrypt, seal, store and record an update.

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from gradledger.chain.contract import Rule
 from gradledger.errors import ConfigError
+from gradledger.models import FloatArray, IntArray, Model
 
 __all__ = ["MOMENTUM", "TrainingData", "TrainingRecipe"]
 
@@ -39,6 +41,8 @@ class TrainingRecipe:
         Validation errors to take. The first is the received model's and the last the trained one's;
         with a single measure, the trained one's.
     seed : int
+    rule : Rule
+        What the errors are for: see `measure`.
     """
 
     version: int
@@ -47,6 +51,7 @@ class TrainingRecipe:
     rate_e6: int
     measures: int
     seed: int
+    rule: Rule = Rule.TREND
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "rate_e6", "measures"):
@@ -57,6 +62,19 @@ class TrainingRecipe:
     def rate(self) -> float:
         """Learning rate."""
         return self.rate_e6 / 1e6
+
+    def measure(self, model: Model, validation: tuple[FloatArray, IntArray]) -> int:
+        """Return the error of a model as the round's rule wants it, in 1e-6 units.
+
+        The share of wrong answers; under the rule gain the model's doubt.
+        """
+        if self.rule is Rule.GAIN:
+            return model.doubt_micro(*validation)
+        return model.error_micro(*validation)
+
+    def closing(self, model: Model, validation: tuple[FloatArray, IntArray]) -> list[int]:
+        """Return what follows the measured errors: behind doubts the share of wrong answers."""
+        return [model.error_micro(*validation)] if self.rule is Rule.GAIN else []
 
     def order(self, examples: int, epoch: int) -> npt.NDArray[np.int64]:
         """Return the order of the rows in one epoch: the ranks of SHAKE-256 keys.

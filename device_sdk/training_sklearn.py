@@ -56,8 +56,8 @@ def sklearn_fit(
                     classifier.partial_fit(data.x[rows], data.y[rows])
                 if measures:
                     model = _model(model, network, classifier)
-                    errors += [model.error_micro(*validation)] * measures
-        return model, errors
+                    errors += [recipe.measure(model, validation)] * measures
+        return model, errors + recipe.closing(model, validation)
 
     return fit
 

@@ -60,8 +60,8 @@ def torch_fit(
                     optimiser.step()
                 if measures:
                     model = model.with_arrays({k: v.detach().numpy() for k, v in weights.items()})
-                    errors += [model.error_micro(*validation)] * measures
-        return model, errors
+                    errors += [recipe.measure(model, validation)] * measures
+        return model, errors + recipe.closing(model, validation)
 
     return fit
 

@@ -2,7 +2,7 @@
 
 A series v_E is a sequence of validation errors in 1e-6 units, taken in training. Martinez,
 Francis, Hafid: "Record and Reward Federated Learning Contributions with Blockchain", section II-E,
-Algorithms 3 (trend) and 4 (threshold).
+Algorithms 3 (trend) and 4 (threshold). The third rule, gain, is this project's: docs/csves.md.
 """
 
 from __future__ import annotations
@@ -50,17 +50,18 @@ def meets_threshold(errors: Sequence[int], tau: int) -> bool:
     return _checked(errors)[-1] < tau
 
 
-def gain_excess(doubts: Sequence[int], held: int) -> int:
+def gain_excess(errors: Sequence[int], held: int) -> int:
     """Return by how much the doubts lie above what sound data leaves: negative is good.
 
-    With the doubt d_0 before training, n later ones, h declared classes (one counts as two) and
-    R = sum(max(0, d_i - d_(i-1))), all their rises taken together:
-    ``h (sum(d_1..d_n) - n d_0 + n R) - n (60,000 h - 140,000)``.
+    With the doubts e_0..e_n, h = max(2, held), and R = sum(max(0, e_i - e_(i-1))), all their rises
+    taken together: ``h (sum(e_1..e_n) - n e_0 + n R) - n (60,000 h - 140,000)``. 0 where there is
+    no second doubt.
 
     Parameters
     ----------
-    doubts : sequence of int, length m in 1..64
-        In 1e-6 units, each 0..1,000,000; before training first. See `Model.doubt_micro`.
+    errors : sequence of int, length m in 1..64
+        The doubts, e_0 before training, and behind them one number more (see `meets_gain`); in 1e-6
+        units, each 0..1,000,000.
     held : int
         Declared classes, 1..64.
 
@@ -70,14 +71,24 @@ def gain_excess(doubts: Sequence[int], held: int) -> int:
     sound data takes doubt away step by step, noise takes it away and brings it back. Whatever a
     device trains on, its model also learns which classes it has, and the fewer they are, the more
     doubt that takes away by itself; hence the allowance of 0.06 - 0.14 / h. The two numbers were
-    fitted (docs/csves.md).
+    fitted: docs/csves.md.
     """
-    values = _checked(doubts)
-    held = _checked_held(held)
-    later = len(values) - 1
-    rises = sum(max(0, b - a) for a, b in pairwise(values))
-    change = sum(values[1:]) - later * values[0] + later * rises
-    return held * change - later * (GAIN_ALLOWED * held - GAIN_ALLOWED_LESS)
+    *doubts, _ = _checked(errors)
+    h = _classes(held)
+    later = max(len(doubts) - 1, 0)
+    rises = sum(max(0, b - a) for a, b in pairwise(doubts))
+    change = sum(doubts[1:]) - later * doubts[0] if later else 0
+    return h * (change + later * rises) - later * (GAIN_ALLOWED * h - GAIN_ALLOWED_LESS)
+
+
+def gain_limit(tau: int, held: int) -> int:
+    """Return what the share of wrong answers must lie below, in 1e-6 units.
+
+    `tau` (1e-6 units) of the share 1 - 1 / h that guessing among h = max(2, held) classes gets
+    wrong, rounded up.
+    """
+    h = _classes(held)
+    return -(-tau * (h - 1) // h)
 
 
 def meets_gain(errors: Sequence[int], tau: int, held: int) -> bool:
@@ -86,30 +97,27 @@ def meets_gain(errors: Sequence[int], tau: int, held: int) -> bool:
     Parameters
     ----------
     errors : sequence of int, length m in 1..64; below 3 never met
-        The doubts, before training first, and behind them the trained model's share of wrong
-        answers.
+        The doubts (`Model.doubt_micro`), before training first, and behind them the trained model's
+        share of wrong answers.
     tau : int
-        Of the share of wrong answers, 1e-6 units of the share (1 - 1 / h) that guessing among
-        the h declared classes leaves.
+        See `gain_limit`.
     held : int
-        Declared classes, 1..64; one counts as two.
+        Declared classes, 1..64.
     """
-    *doubts, wrong = _checked(errors)
-    h = _checked_held(held)
-    if len(doubts) < 2:
-        return False
-    return wrong * h < tau * (h - 1) and gain_excess(doubts, held) < 0
+    return _checked(errors)[-1] < gain_limit(tau, held) and gain_excess(errors, held) < 0
 
 
-def meets(rule: Rule, errors: Sequence[int], tau: int) -> bool:
-    """Return whether a series meets a round's rule."""
+def meets(rule: Rule, errors: Sequence[int], tau: int, held: int) -> bool:
+    """Return whether a series meets a round's rule; `held` is the device's number of classes."""
     if rule is Rule.TREND:
         return meets_trend(errors)
     if rule is Rule.THRESHOLD:
         return meets_threshold(errors, tau)
     if rule is Rule.EITHER:
         return meets_trend(errors) or meets_threshold(errors, tau)
-    return meets_trend(errors) and meets_threshold(errors, tau)
+    if rule is Rule.BOTH:
+        return meets_trend(errors) and meets_threshold(errors, tau)
+    return meets_gain(errors, tau, held)
 
 
 def _checked(errors: Sequence[int]) -> Sequence[int]:
@@ -121,7 +129,7 @@ def _checked(errors: Sequence[int]) -> Sequence[int]:
     return errors
 
 
-def _checked_held(held: int) -> int:
+def _classes(held: int) -> int:
     if not 1 <= held <= CLASSES_MAX:
         raise ConfigError(f"expected 1..{CLASSES_MAX} declared classes, got {held}")
     return max(held, 2)

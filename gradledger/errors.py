@@ -160,7 +160,13 @@ _CODES: dict[type[ContractError], tuple[str, ...]] = {
         "not_summing",
         "not_summed",
     ),
-    RuleNotMetError: ("csves_trend", "csves_threshold", "csves_either", "csves_both"),
+    RuleNotMetError: (
+        "csves_trend",
+        "csves_threshold",
+        "csves_either",
+        "csves_both",
+        "csves_gain",
+    ),
     BudgetShortError: ("budget_short",),
     AlreadyDoneError: (
         "task_exists",

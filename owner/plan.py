@@ -29,7 +29,7 @@ ROUNDS_MAX = 100_000
 E6 = 1_000_000
 
 MODES = ("paillier", "sealed")
-RULES = ("trend", "threshold", "either", "both")
+RULES = ("trend", "threshold", "either", "both", "gain")
 SILENCES = ("refund", "pay")
 VALIDATOR_KINDS = ("named", "producers")
 INITIALS = ("normal", "glorot")
@@ -83,10 +83,11 @@ class Plan:
         Lengths of the phases of a round.
     close_after : int
         Close early once so many uploads are in; 0: never.
-    rule : {"trend", "threshold", "either", "both"}
+    rule : {"trend", "threshold", "either", "both", "gain"}
         CSVES.
     tau : float
-        Threshold of CSVES-Th.
+        Threshold of CSVES-Th; under gain, of the wrong answers, as a share of what guessing among
+        a device's classes leaves (0.45 fits).
     eta : float
         Aggregation rate.
     epochs, batch_size, measures, seed : int

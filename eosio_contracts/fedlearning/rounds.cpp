@@ -13,11 +13,12 @@ void check_round_terms(const task_terms& task, const round_terms& terms) {
    check_range("open_sec", terms.open_sec, 1, limits::phase_sec_max);
    check_range("verdict_sec", terms.verdict_sec, 1, limits::phase_sec_max);
    check_range("sum_sec", terms.sum_sec, 1, limits::phase_sec_max);
-   check_range("rule", terms.rule, rule_trend, rule_both);
+   check_range("rule", terms.rule, rule_trend, rule_gain);
    check_range("tau", terms.tau, 0, limits::error_scale + 1);
    check_range("training.epochs", terms.training.epochs, 1, UINT16_MAX);
    check_range("training.batch_size", terms.training.batch_size, 1, UINT16_MAX);
-   check_range("training.measures", terms.training.measures, 1, task.errors_max);
+   const bool is_gain = terms.rule == rule_gain;  // two doubts at least, and one error more
+   check_range("training.measures", terms.training.measures, 1 + is_gain, task.errors_max - is_gain);
    int64_t amount;
    if (!checked_price(task.cost_max, terms.price, amount))
       fail("overflow: ", uint32_t(task.cost_max), " x ", int64_t(terms.price), " is more than an asset can hold");

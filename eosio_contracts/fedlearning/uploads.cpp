@@ -33,7 +33,8 @@ void check_errors(const task_terms& terms, view<uint32_t> errors) {
          fail("error_out_of_range: error ", i, ": expected 0 to ", limits::error_scale, ", got ", errors[i]);
 }
 
-[[noreturn, gnu::noinline, gnu::cold]] void fail_csves(const round& head, view<uint32_t> errors) {
+[[noreturn, gnu::noinline, gnu::cold]] void fail_csves(const round& head, view<uint32_t> errors,
+                                                             uint32_t held) {
    const int64_t  slope = slope_numerator(errors);
    const uint32_t last = errors[errors.size() - 1];
    switch (head.rule) {
@@ -42,6 +43,9 @@ void check_errors(const task_terms& terms, view<uint32_t> errors) {
       case rule_either:
          fail("csves_either: expected a slope below 0 or a last error below ", head.tau, ", got numerator ", slope,
               " and ", last);
+      case rule_gain:
+         fail("csves_gain: expected an excess of doubt below 0 and a last error below ",
+              gain_limit(head.tau, held), ", got ", gain_excess(errors, held), " and ", last);
       default:
          fail("csves_both: expected a slope below 0 and a last error below ", head.tau, ", got numerator ", slope,
               " and ", last);
@@ -84,7 +88,8 @@ void fedlearning::uploadgrad(name id, name device, uint32_t version, view<char> 
    check_new_hash(get_self(), id, hash);
    const hash256 digest = get_cid_digest("cid", cid);
    check_errors(task.row.terms, errors);
-   if (!meets(head.rule, errors, head.tau)) fail_csves(head, errors);
+   const uint32_t held = static_cast<uint32_t>(__builtin_popcountll(member.row.classes));
+   if (!meets(head.rule, errors, head.tau, held)) fail_csves(head, errors, held);
    int64_t amount;
    if (!checked_price(cost, head.price, amount))
       fail("overflow: ", cost, " x ", head.price, " is more than an asset can hold");

@@ -1,7 +1,7 @@
 // The contract's pure arithmetic as a program: one question a line on standard input, one answer a
 // line on standard output. tests/contracts/test_native.py asks.
 //
-//    csves TAU E0 E1 ...       numerator trend threshold either both
+//    csves TAU HELD E0 E1 ...  numerator trend threshold either both excess gain
 //    price COST PRICE          amount, or - where it does not fit
 //    add A B | sub A B         result, or - where it does not fit
 //    quorum V                  equal verdicts that decide
@@ -112,10 +112,12 @@ void answer(char* line) {
    if (what == nullptr) return;
    if (strcmp(what, "csves") == 0) {
       const uint32_t tau = static_cast<uint32_t>(strtoul(next(), nullptr, 10));
+      const uint32_t held = static_cast<uint32_t>(strtoul(next(), nullptr, 10));
       series         found{};
       while (const char* text = next()) found.errors[found.count++] = static_cast<uint32_t>(strtoul(text, nullptr, 10));
-      printf("%lld %d %d %d %d\n", static_cast<long long>(slope_numerator(found)), meets(rule_trend, found, tau),
-             meets(rule_threshold, found, tau), meets(rule_either, found, tau), meets(rule_both, found, tau));
+      printf("%lld", static_cast<long long>(slope_numerator(found)));
+      for (uint8_t rule = rule_trend; rule <= rule_both; ++rule) printf(" %d", meets(rule, found, tau, held));
+      printf(" %lld %d\n", static_cast<long long>(gain_excess(found, held)), meets(rule_gain, found, tau, held));
    } else if (strcmp(what, "merkle") == 0 || strcmp(what, "merkle_count") == 0) {
       hash256  frontier[merkle_levels] = {};
       uint32_t count = 0;

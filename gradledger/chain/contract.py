@@ -62,6 +62,7 @@ class Rule(IntEnum):
     THRESHOLD = 2
     EITHER = 3
     BOTH = 4
+    GAIN = 5
 
 
 class RoundState(IntEnum):

@@ -30,12 +30,13 @@ def test_csves_meets_the_shared_vectors() -> None:
     vectors = load("csves.json")
     assert len(vectors) > 200
     for row in vectors:
-        errors, tau = row["errors"], row["tau"]
+        errors, tau, held = row["errors"], row["tau"], row["held"]
         assert csves.trend_numerator(errors) == row["numerator"]
         assert csves.meets_trend(errors) == row["trend"]
         assert csves.meets_threshold(errors, tau) == row["threshold"]
+        assert csves.gain_excess(errors, held) == row["excess"]
         for rule in Rule:
-            assert csves.meets(rule, errors, tau) == row[rule.name.lower()]
+            assert csves.meets(rule, errors, tau, held) == row[rule.name.lower()]
 
 
 @given(SERIES)

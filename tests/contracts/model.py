@@ -364,7 +364,9 @@ class Model:
         refuse_if(terms["tau"] > ERROR_SCALE + 1, "bad_parameter")
         training = terms["training"]
         refuse_if(not training["epochs"] or not training["batch_size"], "bad_parameter")
-        refuse_if(not 1 <= training["measures"] <= task.terms["errors_max"], "bad_parameter")
+        more = terms["rule"] == Rule.GAIN
+        most = task.terms["errors_max"] - more
+        refuse_if(not 1 + more <= training["measures"] <= most, "bad_parameter")
         refuse_if(task.terms["cost_max"] * terms["price"] > AMOUNT_MAX, "overflow")
         refuse_if(terms["budget"] > task.free, "budget_short")
         validators = [member.account for member in task.of_role(VALIDATOR) if member.joined]
@@ -463,8 +465,8 @@ class Model:
         refuse_if(not errors, "no_errors")
         refuse_if(len(errors) > task.terms["errors_max"], "too_many_errors")
         refuse_if(max(errors) > ERROR_SCALE, "error_out_of_range")
-        rule = Rule(newest.rule)
-        refuse_if(not csves.meets(rule, errors, newest.tau), f"csves_{rule.name.lower()}")
+        rule, held = Rule(newest.rule), member.classes.bit_count()
+        refuse_if(not csves.meets(rule, errors, newest.tau, held), f"csves_{rule.name.lower()}")
         amount = cost * newest.price
         refuse_if(amount > task.free, "budget_short")
         member.upload_version, member.upload_hash, member.upload_cid = version, hash, digest

@@ -55,10 +55,14 @@ def load(name: str) -> list[dict[str, Any]]:
 
 def test_csves_vectors(ask: Ask) -> None:
     rows = load("csves.json")
-    questions = [f"csves {row['tau']} {' '.join(map(str, row['errors']))}" for row in rows]
+    questions = [
+        f"csves {row['tau']} {row['held']} {' '.join(map(str, row['errors']))}" for row in rows
+    ]
     rules = ("trend", "threshold", "either", "both")
     expected = [
-        f"{row['numerator']} {' '.join(f'{row[rule]:d}' for rule in rules)}" for row in rows
+        f"{row['numerator']} {' '.join(f'{row[rule]:d}' for rule in rules)} "
+        f"{row['excess']} {row['gain']:d}"
+        for row in rows
     ]
     assert ask(questions) == expected
 
@@ -70,13 +74,15 @@ def test_csves_is_the_same_as_in_python(ask: Ask) -> None:
         for _ in range(3000)
     ]
     taus = [rng.randrange(1_000_002) for _ in series]
+    held = [rng.randint(1, 64) for _ in series]
     answers = ask(
-        f"csves {tau} {' '.join(map(str, e))}" for e, tau in zip(series, taus, strict=True)
+        f"csves {tau} {h} {' '.join(map(str, e))}"
+        for e, tau, h in zip(series, taus, held, strict=True)
     )
-    for errors, tau, found in zip(series, taus, answers, strict=True):
-        rules = [Rule.TREND, Rule.THRESHOLD, Rule.EITHER, Rule.BOTH]
-        flags = " ".join(str(int(csves.meets(rule, errors, tau))) for rule in rules)
-        assert found == f"{csves.trend_numerator(errors)} {flags}"
+    for errors, tau, h, found in zip(series, taus, held, answers, strict=True):
+        flags = [int(csves.meets(rule, errors, tau, h)) for rule in Rule]
+        expected = [csves.trend_numerator(errors), *flags[:4], csves.gain_excess(errors, h)]
+        assert found == " ".join(map(str, [*expected, flags[4]]))
 
 
 def test_price_vectors(ask: Ask) -> None:

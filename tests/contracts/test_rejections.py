@@ -116,9 +116,9 @@ def round_terms(name: str, value: Any, message: str, **make: Any) -> Row:
     return Row(f"openround-{name}", created, lambda s: s.open(**{name: value}), message, make)
 
 
-def training(name: str, value: int, message: str) -> Row:
+def training(name: str, value: int, message: str, **fields: Any) -> Row:
     recipe = {"epochs": 1, "batch_size": 1, "rate_e6": 1, "measures": 4, "seed": 0, name: value}
-    return Row(f"openround-{name}", created, lambda s: s.open(training=recipe), message)
+    return Row(f"openround-{name}", created, lambda s: s.open(training=recipe, **fields), message)
 
 
 TOO_EARLY = "deadline_not_passed: expected a time of at least #, it is #"
@@ -275,6 +275,28 @@ ROWS = [
         "both-trend-fails",
         "csves_both: expected a slope below 0 and a last error below 100000, got numerator 1 and 2",
         errors=[1, 2],
+    ),
+    upload(
+        after(lambda s: [s.open(rule=5, tau=450_000)]),
+        "gain-doubt",
+        # three classes: 3 x (50,000 x 2 + 50,000 x 2) - 2 x 40,000
+        "csves_gain: expected an excess of doubt below 0 and a last error below 300000, "
+        "got 520000 and 0",
+        errors=[500_000, 550_000, 550_000, 0],
+    ),
+    upload(
+        after(lambda s: [s.open(rule=5, tau=450_000)]),
+        "gain-wrong",
+        "csves_gain: expected an excess of doubt below 0 and a last error below 300000, "
+        "got -340000 and 300000",
+        errors=[500_000, 400_000, 300_000],
+    ),
+    upload(
+        after(lambda s: [s.open(rule=5, tau=450_000)]),
+        "gain-one-doubt",
+        "csves_gain: expected an excess of doubt below 0 and a last error below 300000, "
+        "got 0 and 0",
+        errors=[500_000, 0],
     ),
     upload(
         after(lambda s: [s.open(budget=9000)]),
@@ -700,13 +722,15 @@ ROWS = [
     ),
     round_terms("sum_sec", 0, "bad_parameter: sum_sec: expected 1 to 2592000, got 0"),
     round_terms("sum_sec", 2_592_001, "bad_parameter: sum_sec: expected 1 to 2592000, got 2592001"),
-    round_terms("rule", 0, "bad_parameter: rule: expected 1 to 4, got 0"),
-    round_terms("rule", 5, "bad_parameter: rule: expected 1 to 4, got 5"),
+    round_terms("rule", 0, "bad_parameter: rule: expected 1 to 5, got 0"),
+    round_terms("rule", 6, "bad_parameter: rule: expected 1 to 5, got 6"),
     round_terms("tau", 1_000_002, "bad_parameter: tau: expected 0 to 1000001, got 1000002"),
     training("epochs", 0, "bad_parameter: training.epochs: expected 1 to 65535, got 0"),
     training("batch_size", 0, "bad_parameter: training.batch_size: expected 1 to 65535, got 0"),
     training("measures", 0, "bad_parameter: training.measures: expected 1 to 5, got 0"),
     training("measures", 6, "bad_parameter: training.measures: expected 1 to 5, got 6"),
+    training("measures", 1, "bad_parameter: training.measures: expected 2 to 4, got 1", rule=5),
+    training("measures", 5, "bad_parameter: training.measures: expected 2 to 4, got 5", rule=5),
     Row(
         "open-without-validators",
         created,

@@ -59,6 +59,23 @@ def test_forward_is_relu_then_argmax() -> None:
     assert net.error_micro(x, [1, 0, 0]) == 1_000_000
 
 
+def test_doubt_is_the_clipped_logarithm_of_what_is_left_to_the_others() -> None:
+    two = {"kind": "mlp", "layers": [1, 2], "activation": "relu"}
+    net = Model(two, [0, 1, 0, 0])  # scores 0 and x: p = 1 / (1 + exp(x)) and the rest
+    assert net.doubt_micro([[0.0]], [0]) == int(1e6 * (1 + np.log(0.5) / 30))
+    assert net.doubt_micro([[3.0]], [1]) == int(1e6 * (1 - np.log(1 + np.exp(3)) / 30))
+    assert net.doubt_micro([[29.0]], [1]) == pytest.approx(1e6 / 30, abs=1)
+    assert net.doubt_micro([[31.0]], [1]) == 0  # cut off at 30 nats
+    assert net.doubt_micro([[31.0]], [0]) == pytest.approx(1e6, abs=1)
+    assert net.doubt_micro([[31.0], [31.0], [31.0]], [0, 1, 1]) == 333_333
+    big = Model(two, [3e38, -3e38, 0, 0])
+    assert big.doubt_micro([[2.0]], [0]) == 0  # scores beyond float32
+    assert big.doubt_micro([[2.0]], [1]) == 1_000_000
+    for x, y in (([[1.0]], [2]), ([[1.0]], [-1]), ([[1.0]], []), ([[1.0]], [0, 0])):
+        with pytest.raises(ModelError):
+            net.doubt_micro(x, y)
+
+
 def test_rows_beyond_one_batch_are_predicted_alike() -> None:
     net, x = model(), np.random.RandomState(0).rand(5000, 4).astype(np.float32)
     np.testing.assert_array_equal(net.predict(x)[-7:], net.predict(x[-7:]))

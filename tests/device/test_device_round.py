@@ -15,7 +15,15 @@ from device_sdk import Device, Paid, Receipt, Refused, Round, Update
 from device_sdk.training_sklearn import sklearn_fit
 from gradledger import envelope
 from gradledger.card import TaskCard
-from gradledger.chain.contract import Mode, Role, RoundState, Silence, UploadState, VerdictCode
+from gradledger.chain.contract import (
+    Mode,
+    Role,
+    RoundState,
+    Rule,
+    Silence,
+    UploadState,
+    VerdictCode,
+)
 from gradledger.chain.keys import PrivateKey
 from gradledger.chain.names import Asset
 from gradledger.codec import Codec
@@ -169,6 +177,30 @@ def test_sealed_mode_seals_codes_to_owner_and_validators_and_measures_what_arriv
     np.testing.assert_array_equal(codes, 65_535)
     s.attest(1, receipt.hash, [A] * 3)
     assert isinstance(receipt.wait(timeout_sec=20), Paid)
+
+
+def test_the_rule_gain_counts_declared_classes_and_the_error_before(scene: MakeScene) -> None:
+    s = scene()
+    device = s.device()
+    device.join(classes=[0, 2])
+    s.issue(1)
+    s.open(1, rule=Rule.GAIN, tau=450_000)
+    assert "wrong answers end below 0.45 of what guessing" in str(device.terms())
+    with device.round(wait_sec=20) as round_:
+        assert round_.recipe.rule is Rule.GAIN
+
+        def measured(*errors: int) -> Update:
+            return round_.train(lambda model, _: (shift(model, _)[0], errors), examples=10)
+
+        expected = "an excess of doubt below 0 and a last error below 225000"
+        with pytest.raises(RuleNotMetError, match=f"csves_gain: expected {expected}, got 0 and 0"):
+            round_.upload(measured(500_000, 490_000, 0))
+        with pytest.raises(RuleNotMetError, match="got -2 and 225000"):
+            round_.upload(measured(500_000, 489_999, 225_000))
+        round_.upload(measured(500_000, 489_999, 224_999))
+    member = s.contract.member(s.task, device.account)
+    assert member is not None
+    assert (member.error_first, member.error_last) == (500_000, 224_999)
 
 
 def test_a_refusal_names_its_reason(scene: MakeScene) -> None:

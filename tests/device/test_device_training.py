@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
 from device_sdk.training import TrainingData, TrainingRecipe
 from device_sdk.training_sklearn import sklearn_fit
+from gradledger import csves
+from gradledger.chain.contract import Rule
 from gradledger.errors import ConfigError
 from gradledger.models import Model
 
@@ -99,6 +103,22 @@ def test_sklearn_follows_the_recipe(layers: tuple[int, ...]) -> None:
     assert errors[0] == model.error_micro(x[1000:], y[1000:])
     assert errors[-1] == trained.error_micro(x[1000:], y[1000:])
     assert errors[-1] < errors[0]
+
+
+def test_under_the_rule_gain_doubts_are_measured_and_then_the_wrong_answers() -> None:
+    model, x, y = digits((64, 32, 10))
+    recipe = dataclasses.replace(RECIPE, rule=Rule.GAIN)
+    check = x[1000:], y[1000:]
+    trained, errors = sklearn_fit(x[:310], y[:310], recipe)(model, check)
+    assert len(errors) == recipe.measures + 1
+    assert errors[0] == model.doubt_micro(*check)
+    assert errors[-2:] == [trained.doubt_micro(*check), trained.error_micro(*check)]
+    plain, _ = sklearn_fit(x[:310], y[:310], RECIPE)(model, check)
+    np.testing.assert_array_equal(trained.vector, plain.vector)
+    assert csves.meets_gain(errors, 450_000, 10)
+    wrong = np.random.default_rng(0).permutation(y[:310])
+    _, errors = sklearn_fit(x[:310], wrong, recipe)(model, check)
+    assert not csves.meets_gain(errors, 450_000, 10)
 
 
 def test_equal_data_gives_equal_bytes_whatever_the_order_of_its_rows() -> None:

@@ -10,7 +10,9 @@ csves.json
     errors      list of integers, 1..64 of them, each 0..1000000
     tau         integer
     numerator   integer, m sum(x e) - sum(x) sum(e)
-    trend, threshold, either, both   booleans: does the series meet the rule?
+    held        integer, 1..64: declared classes
+    excess      integer, of the third rule
+    trend, threshold, either, both, gain   booleans: does the series meet the rule?
 merkle.json
     records     list of hex texts, the leaves' records in order
     root        hex
@@ -45,7 +47,18 @@ def slope(errors: list[int]) -> Fraction:
     return Fraction(above) / sum((x - mean_x) ** 2 for x in range(count))
 
 
-def csves_vector(errors: list[int], tau: int) -> dict[str, Any]:
+def excess(doubts: list[int], held: int) -> Fraction:
+    """Return the third rule's excess of doubt by its meaning, in exact fractions."""
+    later = doubts[1:]
+    if not later:
+        return Fraction(0)
+    mean = Fraction(sum(later), len(later))
+    ups = sum(b - a for a, b in zip(doubts, later, strict=False) if b > a)
+    allowed = 60_000 - Fraction(140_000, held)
+    return (mean - doubts[0] + ups - allowed) * len(later) * held
+
+
+def csves_vector(errors: list[int], tau: int, held: int = 3) -> dict[str, Any]:
     """Return one object of csves.json."""
     count = len(errors)
     fall = slope(errors)
@@ -53,14 +66,20 @@ def csves_vector(errors: list[int], tau: int) -> dict[str, Any]:
     numerator = fall * (count * sum(x * x for x in range(count)) - sum(range(count)) ** 2)
     assert numerator.denominator == 1
     trend, threshold = fall < 0, errors[-1] < tau
+    h = max(held, 2)
+    doubt = excess(errors[:-1], h)
+    assert doubt.denominator == 1
     return {
         "errors": errors,
         "tau": tau,
+        "held": held,
         "numerator": int(numerator),
+        "excess": int(doubt),
         "trend": trend,
         "threshold": threshold,
         "either": trend or threshold,
         "both": trend and threshold,
+        "gain": doubt < 0 and errors[-1] < tau * (1 - Fraction(1, h)),
     }
 
 
@@ -86,13 +105,32 @@ def csves_vectors(rng: random.Random) -> list[dict[str, Any]]:
         csves_vector([SCALE] * 63 + [SCALE - 1], SCALE),  # gentlest fall at the end
         csves_vector([0] * 63 + [1], 1),
         csves_vector([1] + [0] * 63, 1),
+        # the third rule: -10,000 allowed with one class and with two, 40,000 / 3 with three
+        csves_vector([500_000, 490_000, 0], 450_000, 2),
+        csves_vector([500_000, 489_999, 0], 450_000, 2),
+        csves_vector([500_000, 489_999, 0], 450_000, 1),
+        csves_vector([500_000, 490_000, 0], 450_000, 1),
+        csves_vector([500_000, 506_666, 0], 450_000, 3),  # a rise counts twice with one step
+        csves_vector([500_000, 506_667, 0], 450_000, 3),
+        csves_vector([500_000, 300_000, 310_000, 0], 450_000, 10),
+        csves_vector([500_000, 300_000, 650_000, 0], 450_000, 10),  # up again further than down
+        csves_vector([500_000, 100_000, 224_999], 450_000, 2),
+        csves_vector([500_000, 100_000, 225_000], 450_000, 2),
+        csves_vector([500_000, 100_000, 299_999], 450_000, 3),
+        csves_vector([500_000, 100_000, 300_000], 450_000, 3),
+        csves_vector([500_000, 100_000, 0], 0, 5),
+        csves_vector([500_000, 100_000, 0], 1, 5),
+        csves_vector([500_000, 0], 450_000, 1),  # one doubt, two with a single measurement
+        csves_vector([500_000], 2**32 - 1, 2),
+        csves_vector([SCALE] + [0] * 63, 2**32 - 1, 64),
+        csves_vector([0, SCALE] * 32, 2**32 - 1, 64),
     ]
     for _ in range(200):
         count = rng.randint(1, 64)
         top = rng.choice([1, 2, 10, 1000, SCALE])
         errors = [rng.randint(0, top) for _ in range(count)]
         tau = rng.choice([errors[-1], errors[-1] + 1, rng.randint(0, top)])
-        found.append(csves_vector(errors, tau))
+        found.append(csves_vector(errors, tau, rng.randint(1, 64)))
     return found
 
 

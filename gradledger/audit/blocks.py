@@ -28,6 +28,7 @@ BLOCK_INTERVAL_MS = 500
 _EPOCH_MS = int(datetime(2000, 1, 1, tzinfo=timezone.utc).timestamp()) * 1000
 _STATUS = {"executed": 0, "soft_fail": 1, "hard_fail": 2, "delayed": 3, "expired": 4}
 _COMPRESSION = {"none": 0, "zlib": 1}
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, zlib.error)
 _SCHEDULE_EXTENSION = 1  # producer_schedule_change_extension
 
 _ABI = Abi(
@@ -177,7 +178,7 @@ def read_block(number: int, document: Any) -> RawBlock:
         receipts = [_receipt(row) for row in document["transactions"]]
         previous = str(document["previous"])
         schedules = _schedules(header)
-    except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
+    except _MALFORMED as error:
         raise NodeAnswerError(f"expected block {number}, got another document: {error}") from None
     root = merkle_of_digests([one for one, _ in receipts])
     if root.hex() != header["transaction_mroot"]:

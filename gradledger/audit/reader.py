@@ -30,7 +30,7 @@ from gradledger.audit.blocks import (
 )
 from gradledger.chain.client import ChainClient
 from gradledger.chain.names import name_to_int
-from gradledger.errors import NodeAnswerError, NodeError, NodeUnavailableError
+from gradledger.errors import ConfigError, NodeAnswerError, NodeError, NodeUnavailableError
 
 WORKERS = 4
 AHEAD = 32  # blocks under way at once
@@ -297,7 +297,12 @@ class BlockReader:
         inputs += [one for one in signed if self._leaves_escrow(one)]
         if not (inputs or effects or authorities or any(codes)):
             return None
-        keys, others = trx.keys(self._subject.chain_id) if actors else ([], 0)
+        try:
+            keys, others = trx.keys(self._subject.chain_id) if actors else ([], 0)
+        except ConfigError as error:
+            raise ProofError(
+                f"block {block.number}, transaction {trx.id}: a signature is none: {error}"
+            ) from None
         return Step(
             block.number,
             block.time,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import random
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from audit_scene import COSTS, Liar, Played, in_row
 from device_scene import PRICE, Scene
 
-from gradledger.audit.blocks import merkle_of_digests, read_block
+from gradledger.audit.blocks import ProofError, merkle_of_digests, read_block
 from gradledger.audit.reader import Step
 from gradledger.audit.replay import TaskReplay
 from gradledger.audit.run import audit
@@ -156,6 +158,38 @@ def test_nonsense_instead_of_a_block(chain: ChainClient, change: dict[str, Any])
         read_block(3, {**document, **change})
     with pytest.raises(NodeAnswerError, match="expected block 3"):
         read_block(3, [])
+
+
+def test_no_altered_field_of_a_block_passes_unnoticed(played: Played) -> None:
+    """Whatever is changed, it is refused, or the block has another id."""
+    number = played.block_of("attest")
+    query = {"block_num_or_id": str(number)}
+    text = json.dumps(played.client.call("/v1/chain/get_raw_block", query))
+    true = read_block(number, json.loads(text))
+    rng = random.Random(1)
+    for _ in range(400):
+        document = json.loads(text)
+        # neither the producer's signature nor its extensions are part of what an id covers
+        del document["producer_signature"], document["block_extensions"]
+        path = rng.choice(list(_paths(document)))
+        inner = document
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = rng.choice([None, -1, 2**70, "", "zz", "00" * 32, [], {}, [1, 2], 1.5])
+        try:
+            found = read_block(number, document)
+        except (NodeAnswerError, ProofError):
+            continue
+        assert found.id != true.id or found == true
+
+
+def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the way to everything inside a document."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, one in inner:
+        yield (*path, key)
+        if isinstance(one, (dict, list)):
+            yield from _paths(one, (*path, key))
 
 
 def test_signatures_of_other_kinds() -> None:

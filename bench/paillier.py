@@ -61,6 +61,7 @@ MASKS = 32  # true ones, made for each number of parameters
 SUM_DISTINCT = 4  # payloads that the sum's updates repeat: they only have to be read
 CHILD_SEC_MAX = 600
 EMULATED = "ifma-emulated"
+GMPY2 = "gmpy2"
 
 SHORT = "packed, short exponent"
 FAST = "packed, short exponent, fast"
@@ -193,6 +194,8 @@ def _backend(
     """Yield all rows of one backend for one key."""
     shared: dict[int, Row] = {}
     for scheme, blinding in ((SHORT, {}), (FAST, {"fast": True}), (STRICT, {"strict": True})):
+        if scheme == FAST and backend == GMPY2:
+            continue  # its look-ups are never constant-time
         for parameters in options.parameters:
             _progress(f"{key.public.bits} bits, {backend}, {scheme}, {parameters:,} parameters")
             update = _Update(key.public, parameters, options)
@@ -210,7 +213,7 @@ def _backend(
                 measured=encrypt.measured,
                 # The first call under a key makes the table; the later ones find it.
                 **({"table_s": table_s} if parameters == options.parameters[0] else {}),
-                constant_time_lookups=scheme != FAST,
+                constant_time_lookups=scheme != FAST and backend != GMPY2,
                 **shared[parameters],
             )
     _progress(f"{key.public.bits} bits, {backend}, sum of {options.sum_devices} updates")

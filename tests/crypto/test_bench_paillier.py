@@ -56,6 +56,7 @@ def test_every_row_has_every_figure(made):
         for scheme in (bench.SHORT, bench.FAST, bench.STRICT, bench.MASKED)
         for backend in (backends[:1] if scheme == bench.MASKED else backends)
         for parameters in PARAMETERS
+        if (scheme, backend) != (bench.FAST, bench.GMPY2)
     ]
     by_place = {(row["scheme"], row["backend"], row["parameters"]): row for row in rows}
     for place in ours:

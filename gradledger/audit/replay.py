@@ -263,13 +263,16 @@ class TaskReplay:
         return self.deposited - self.paid_so_far - self.withdrawn - self.reserved
 
     def _transfer(self, one: RawAction) -> None:
-        data = _transfer(one.data)
+        try:
+            data = _transfer(one.data)
+            quantity = Asset.parse(data["quantity"])
+        except ConfigError as error:
+            self._fail(f"a transfer that cannot be read: {error}")
         if data["from"] == self.contract:
             self._fail(
                 f"a signed transfer took {data['quantity']} out of the contract's account, to "
                 f"{data['to']}: no action of the contract did that"
             )
-        quantity = Asset.parse(data["quantity"])
         self._check(quantity.symbol == self.symbol, "a deposit in another token")
         self._check(quantity.amount > 0, "a deposit that is not positive")
         self.deposited += quantity.amount

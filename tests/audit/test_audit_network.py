@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -363,3 +365,26 @@ def test_the_command_line(
     assert "not seen    blobs: 3 of 3 not looked at" in capsys.readouterr().out
     assert main(["audit", played.task, "--home", str(tmp_path)]) == 1
     assert "or give --chain URL" in capsys.readouterr().err
+
+
+def test_books_of_altered_steps_fail_in_one_way_alone(played: Played) -> None:
+    """Whatever the signed actions say, the books are explained, or they name what is not."""
+    contract, steps, rng = played.scene.contract, played.steps(), random.Random(1)
+    tables, noticed = read_tables(contract, played.task), 0
+    ours = [number for number, step in enumerate(steps) if step.inputs]
+    for _ in range(300):
+        altered, number = list(steps), rng.choice(ours)
+        one = altered[number].inputs[0]
+        data = bytearray(one.data)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        cut = rng.choice([len(data), len(data), rng.randrange(len(data))])
+        inputs = (replace(one, data=bytes(data[:cut])), *altered[number].inputs[1:])
+        altered[number] = replace(altered[number], inputs=inputs)
+        books = TaskReplay(played.task, contract.account, contract.abi, schedules={})
+        try:
+            for step in altered:
+                books.apply(step)
+            noticed += next(differences(books, tables), "") != ""
+        except UnexplainedError:
+            noticed += 1
+    assert noticed > 200

@@ -40,7 +40,11 @@ INDEX_MAX = 7
 CLEAR_SEC = 10  # past a deadline, where it makes no difference how fast this machine is
 HONEST_COST = 60
 HASHES = ("fresh", "of another", "same prefix", "an account", "short", "long", "zero")
-FALL, FLAT, RISE = [900_000, 100_000, 50_000], [400_000, 400_000], [1, 2, 3]
+FALL = [900_000, 100_000, 50_000]  # meets every rule with tau = 100,000
+SERIES = [
+    *([1, 0], [400_000, 400_000], [1, 2, 3], [99_999], [100_000], [500_000, 400_000, 300_000]),
+    *([], [0] * 6, [1_000_001, 0], [5, 4, 3, 2, 1]),
+]
 
 
 def mostly(good: Any, *others: Any) -> st.SearchStrategy[Any]:
@@ -98,6 +102,7 @@ class ContractMachine(RuleBasedStateMachine):
         self.held_before = self.arena.balance(self.arena.contract)
         self.ram_before = {owner: self.arena.world.ram(owner) for owner in self.arena.owners}
         self.tasks: list[str] = []
+        self.plain_rule: dict[str, Rule] = {}  # of the rounds that honest owners open
         self.seen: dict[tuple[str, int], int] = {}  # the last state of a round
         self.received: set[tuple[str, int, str]] = set()
         self.fresh, self.jumps_left = 0, JUMPS_MAX
@@ -114,6 +119,7 @@ class ContractMachine(RuleBasedStateMachine):
         members=st.tuples(*[st.integers(4, 6)] * TASKS),
         validators=st.tuples(*[st.integers(1, 4)] * TASKS),
         funds=st.tuples(*[st.sampled_from([100_000, 2_000, 700])] * TASKS),
+        rules=st.tuples(*[st.sampled_from(list(Rule))] * TASKS),
         producers=st.booleans(),
     )
     def begin(
@@ -124,6 +130,7 @@ class ContractMachine(RuleBasedStateMachine):
         members: Sequence[int],
         validators: Sequence[int],
         funds: Sequence[int],
+        rules: Sequence[Rule],
         producers: bool,
     ) -> None:
         """Two tasks of one owner and one of another; the last may have producers judge."""
@@ -131,6 +138,7 @@ class ContractMachine(RuleBasedStateMachine):
             owner = self.arena.owners[at % 2]
             task = self.arena.new_task_name()
             self.tasks.append(task)
+            self.plain_rule[task] = rules[at]
             by_producers = producers and at == TASKS - 1
             terms = {
                 "token_contract": self.arena.token,
@@ -197,18 +205,7 @@ class ContractMachine(RuleBasedStateMachine):
         hash_kind=mostly(*HASHES),
         cid_kind=cids,
         cost=mostly(60, 1, 1000, 0, 1001, 2**32 - 1, "all", "too much"),
-        errors=mostly(
-            FALL,
-            [1, 0],
-            FLAT,
-            RISE,
-            [99_999],
-            [100_000],
-            [],
-            [0] * 6,
-            [1_000_001, 0],
-            [5, 4, 3, 2, 1],
-        ),
+        errors=st.sampled_from([FALL] * 6 + SERIES),
         internal=mostly(False, True),
     )
     def upload(
@@ -254,6 +251,8 @@ class ContractMachine(RuleBasedStateMachine):
                 for one in found.of_role(DEVICE)
                 if one.upload_version == found.version and not one.verdict(place)
             ]
+            if not said:
+                continue
             validator = newest.validators[place]
             data = {"version": found.version, "validator": validator, "verdicts": said}
             self.do("attest", validator, task=found.id, **data)
@@ -655,8 +654,8 @@ class ContractMachine(RuleBasedStateMachine):
             "verdict_sec": 300,
             "sum_sec": 300,
             "close_after": 1,
-            "rule": int(Rule.TREND),
-            "tau": 0,
+            "rule": int(self.plain_rule[task.id]),
+            "tau": 100_000,
             "eta_e6": 1_000_000,
             "training": training,
         }

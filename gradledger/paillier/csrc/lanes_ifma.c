@@ -127,16 +127,8 @@ typedef __m512i A;
     _mm512_mask_mov_epi64(found, mask,                                                      \
                           _mm512_permutex2var_epi64(V_LOAD((const V *)(entries)), index,    \
                                                     V_LOAD((const V *)(entries) + 1)))
-#define MULTIPLY_LOW(acc, a, b)                        \
-    do {                                               \
-        (acc) = _mm512_madd52lo_epu64(acc, a, b);      \
-        __asm__("" : "+v"(acc));                       \
-    } while (0)
-#define MULTIPLY_HIGH(acc, a, b)                       \
-    do {                                               \
-        (acc) = _mm512_madd52hi_epu64(acc, a, b);      \
-        __asm__("" : "+v"(acc));                       \
-    } while (0)
+#define MULTIPLY_LOW(acc, a, b) ((acc) = _mm512_madd52lo_epu64(acc, a, b))
+#define MULTIPLY_HIGH(acc, a, b) ((acc) = _mm512_madd52hi_epu64(acc, a, b))
 #define KERNEL kernel_ifma
 #define NAME "ifma"
 

@@ -7,12 +7,11 @@
 #include <math.h>
 #include <string.h>
 
-#include "lanes.h"
+#include "paillier.h"
 
 #define API 1
 #define FAST_TEETH TEETH_MAX
 #define FAST_BLOCKS 14
-#define EXPORT __attribute__((visibility("default")))
 
 static const kernel *const KERNELS[] = {
 #if defined(__x86_64__)
@@ -25,20 +24,20 @@ static const kernel *const KERNELS[] = {
 
 #define KERNEL_COUNT (sizeof KERNELS / sizeof *KERNELS)
 
-EXPORT int gl_api(void) { return API; }
+int gl_api(void) { return API; }
 
 /* The name of kernel `index`, fastest first; NULL above the last one. */
-EXPORT const char *gl_kernel_name(size_t index)
+const char *gl_kernel_name(size_t index)
 {
     return index < KERNEL_COUNT ? KERNELS[index]->name : NULL;
 }
 
-EXPORT int gl_kernel_available(size_t index)
+int gl_kernel_available(size_t index)
 {
     return index < KERNEL_COUNT && KERNELS[index]->available();
 }
 
-EXPORT size_t gl_kernel_lanes(size_t index)
+size_t gl_kernel_lanes(size_t index)
 {
     return index < KERNEL_COUNT ? KERNELS[index]->lanes : 0;
 }
@@ -48,29 +47,29 @@ EXPORT size_t gl_kernel_lanes(size_t index)
 /* Codes of values, as in docs/protocol.md, section 2.1: in double precision, operation by operation
  * (setup.py forbids the compiler to contract them), ties to even. Returns -1, or the place of the
  * first value that is not finite. */
-#define QUANTISE(name, type)                                                                 \
-    EXPORT int64_t name(const type *values, size_t count, double clip, uint16_t *codes)      \
-    {                                                                                        \
-        const double round = 6755399441055744.0; /* 1.5 x 2^52: what is added to it is rounded */ \
-        for (size_t i = 0; i < count; i++) {                                                 \
-            double value = (double)values[i];                                                \
-            if (!isfinite(value)) return (int64_t)i;                                         \
-            value = value < -clip ? -clip : value > clip ? clip : value;                     \
-            value += clip;                                                                   \
-            value /= 2 * clip;                                                               \
-            value *= 65535;                                                                  \
-            value += round;                                                                  \
-            value -= round;                                                                  \
-            codes[i] = (uint16_t)value;                                                      \
-        }                                                                                    \
-        return -1;                                                                           \
+#define QUANTISE(name, type)                                                                \
+    int64_t name(const type *values, size_t count, double clip, uint16_t *codes)            \
+    {                                                                                       \
+        const double round = 6755399441055744.0; /* 1.5 x 2^52: a sum with it is rounded */ \
+        for (size_t i = 0; i < count; i++) {                                                \
+            double value = (double)values[i];                                               \
+            if (!isfinite(value)) return (int64_t)i;                                        \
+            value = value < -clip ? -clip : value > clip ? clip : value;                    \
+            value += clip;                                                                  \
+            value /= 2 * clip;                                                              \
+            value *= 65535;                                                                 \
+            value += round;                                                                 \
+            value -= round;                                                                 \
+            codes[i] = (uint16_t)value;                                                     \
+        }                                                                                   \
+        return -1;                                                                          \
     }
 
 QUANTISE(gl_quantise_float, float)
 QUANTISE(gl_quantise_double, double)
 
 /* Plaintexts of `words` words each, `slots` codes of `slot_bits` bits in each of them. */
-EXPORT void gl_pack(const uint16_t *codes, size_t count, unsigned slot_bits, size_t slots,
+void gl_pack(const uint16_t *codes, size_t count, unsigned slot_bits, size_t slots,
                     uint64_t *messages, size_t words)
 {
     for (size_t start = 0; start < count; start += slots, messages += words) {
@@ -87,12 +86,12 @@ EXPORT void gl_pack(const uint16_t *codes, size_t count, unsigned slot_bits, siz
 
 /* ---- encryption ---------------------------------------------------------------------------- */
 
-EXPORT size_t gl_comb_bytes(const comb *c)
+size_t gl_comb_bytes(const comb *c)
 {
     return (c->blocks << c->teeth) * 2 * c->n.limbs * c->kernel->digit_bytes;
 }
 
-EXPORT void gl_comb_free(comb *c)
+void gl_comb_free(comb *c)
 {
     if (!c) return;
     drop(c->table, gl_comb_bytes(c), 1);
@@ -102,7 +101,7 @@ EXPORT void gl_comb_free(comb *c)
 
 /* A table of powers of `base`, a pair (A, B) of `words` words each, for exponents of
  * `exponent_bits` bits. `teeth` and `blocks` may be 0: the kernel's own. */
-EXPORT comb *gl_comb_new(size_t index, const uint64_t *n, size_t words, const uint64_t *base,
+comb *gl_comb_new(size_t index, const uint64_t *n, size_t words, const uint64_t *base,
                          size_t exponent_bits, int fast, size_t teeth, size_t blocks)
 {
     if (index >= KERNEL_COUNT || !KERNELS[index]->available() || !exponent_bits || teeth > TEETH_MAX)
@@ -126,7 +125,7 @@ failed:
 }
 
 /* `count` ciphertexts from exponents (little endian, whole bytes each) and messages below n. */
-EXPORT int gl_comb_encrypt(const comb *c, const uint8_t *exponents, const uint64_t *messages,
+int gl_comb_encrypt(const comb *c, const uint8_t *exponents, const uint64_t *messages,
                            size_t message_words, size_t count, uint8_t *out, size_t width)
 {
     return c->kernel->encrypt(c, exponents, messages, message_words, count, out, width);
@@ -134,11 +133,11 @@ EXPORT int gl_comb_encrypt(const comb *c, const uint8_t *exponents, const uint64
 
 /* ---- decryption ---------------------------------------------------------------------------- */
 
-typedef struct {
+struct private_key {
     const kernel *kernel;
     prime of[2];
     uint64_t *lift; /* 2^(64 words) / p mod q, as words of q */
-} private_key;
+};
 
 static int prime_make(prime *k, const kernel *by, const uint64_t *p, const uint64_t *scale,
                       size_t words, size_t number_bits)
@@ -179,7 +178,7 @@ static void prime_drop(prime *k)
     modulus_drop(&k->p);
 }
 
-EXPORT void gl_private_free(private_key *key)
+void gl_private_free(private_key *key)
 {
     if (!key) return;
     drop(key->lift, key->of[1].p.words, 8);
@@ -190,7 +189,7 @@ EXPORT void gl_private_free(private_key *key)
 
 /* The key of primes p < q, `words` words each. `scale_p` is 1 / -q mod p, `scale_q` 1 / -p mod q;
  * `inverse` is 1 / p mod q. */
-EXPORT private_key *gl_private_new(size_t index, const uint64_t *p, const uint64_t *q,
+private_key *gl_private_new(size_t index, const uint64_t *p, const uint64_t *q,
                                    const uint64_t *scale_p, const uint64_t *scale_q,
                                    const uint64_t *inverse, size_t words, size_t number_bits)
 {
@@ -216,7 +215,7 @@ failed:
 }
 
 /* Plaintexts, `out_width` little-endian bytes each. Returns 1 if a number shares a factor with n. */
-EXPORT int gl_private_decrypt(const private_key *key, const uint8_t *numbers, size_t width,
+int gl_private_decrypt(const private_key *key, const uint8_t *numbers, size_t width,
                               size_t count, uint8_t *out, size_t out_width)
 {
     const modulus *p = &key->of[0].p, *q = &key->of[1].p;
@@ -278,13 +277,13 @@ done:
 
 /* ---- sums and checks ----------------------------------------------------------------------- */
 
-typedef struct {
+struct factors {
     const kernel *kernel;
     modulus m;
     size_t group_digits; /* of `lanes` totals, pairs */
-} factors;
+};
 
-EXPORT void gl_factors_free(factors *f)
+void gl_factors_free(factors *f)
 {
     if (!f) return;
     modulus_drop(&f->m);
@@ -292,7 +291,7 @@ EXPORT void gl_factors_free(factors *f)
 }
 
 /* Products of ciphertexts modulo n^2, for sums, and modulo n, for the check. */
-EXPORT factors *gl_factors_new(size_t index, const uint64_t *n, size_t words)
+factors *gl_factors_new(size_t index, const uint64_t *n, size_t words)
 {
     if (index >= KERNEL_COUNT || !KERNELS[index]->available()) return NULL;
     factors *f = take(1, sizeof *f);
@@ -307,7 +306,7 @@ EXPORT factors *gl_factors_new(size_t index, const uint64_t *n, size_t words)
 }
 
 /* Memory for `count` totals, all 1. */
-EXPORT uint64_t *gl_totals_new(const factors *f, size_t count)
+uint64_t *gl_totals_new(const factors *f, size_t count)
 {
     const size_t groups = (count + f->kernel->lanes - 1) / f->kernel->lanes;
     uint64_t *totals = take(groups * f->group_digits, 8);
@@ -317,10 +316,10 @@ EXPORT uint64_t *gl_totals_new(const factors *f, size_t count)
     return totals;
 }
 
-EXPORT void gl_totals_free(uint64_t *totals) { drop(totals, 0, 0); }
+void gl_totals_free(uint64_t *totals) { drop(totals, 0, 0); }
 
 /* Multiply totals first .. first + count by numbers; `first` is a multiple of the lanes. */
-EXPORT int gl_totals_multiply(const factors *f, uint64_t *totals, size_t first,
+int gl_totals_multiply(const factors *f, uint64_t *totals, size_t first,
                               const uint8_t *numbers, size_t width, size_t count)
 {
     return f->kernel->multiply(&f->m, totals + first / f->kernel->lanes * f->group_digits, numbers,
@@ -328,7 +327,7 @@ EXPORT int gl_totals_multiply(const factors *f, uint64_t *totals, size_t first,
 }
 
 /* Write totals first .. first + count, each of which took `taken` numbers. */
-EXPORT int gl_totals_write(const factors *f, uint64_t *totals, size_t first, size_t taken,
+int gl_totals_write(const factors *f, uint64_t *totals, size_t first, size_t taken,
                            uint8_t *out, size_t width, size_t count)
 {
     return f->kernel->finish(&f->m, totals + first / f->kernel->lanes * f->group_digits, taken, out,
@@ -336,14 +335,14 @@ EXPORT int gl_totals_write(const factors *f, uint64_t *totals, size_t first, siz
 }
 
 /* `lanes` numbers below n; one of them shares a factor with n exactly if one of the numbers does. */
-EXPORT int gl_product(const factors *f, const uint8_t *numbers, size_t width, size_t count,
+int gl_product(const factors *f, const uint8_t *numbers, size_t width, size_t count,
                       uint64_t *out)
 {
     return f->kernel->product(&f->m, numbers, width, count, out);
 }
 
 /* The place of the first number that is 0 or not below `bound` (big endian), or -1. */
-EXPORT int64_t gl_out_of_range(const uint8_t *numbers, size_t width, size_t count,
+int64_t gl_out_of_range(const uint8_t *numbers, size_t width, size_t count,
                                const uint8_t *bound)
 {
     for (size_t i = 0; i < count; i++) {

@@ -149,8 +149,10 @@ def _show_books(report: AuditReport) -> None:
     print(f"  code        {known}")
     traces = "agree with the books" if report.traces else "not given by this node"
     print(f"  traces      {traces}")
+    blobs = "not looked at (--store)"
     if report.blobs is not None:
-        print(f"  blobs       {report.blobs} accepted uploads have the recorded hash and CID")
+        blobs = f"{report.blobs} accepted uploads have the recorded hash and CID"
+    print(f"  blobs       {blobs}")
 
 
 @contextmanager

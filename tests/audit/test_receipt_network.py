@@ -24,7 +24,6 @@ def test_a_device_saves_receipts_of_both_rounds(
 ) -> None:
     """Round 2 is in the members' rows still; round 1 is in the blocks alone."""
     expected = {
-        (1, 0): (UploadState.PAID, VerdictCode.ACCEPT, COSTS[0] * PRICE, 3),
         (1, 1): (UploadState.REFUSED, VerdictCode.OUT_OF_RANGE, 0, 3),
         (1, 2): (UploadState.PAID, VerdictCode.SILENCE, COSTS[2] * PRICE, 3),
         (2, 1): (UploadState.PAID, VerdictCode.ACCEPT, COSTS[1] * PRICE, 2),

@@ -165,7 +165,7 @@ SCHEDULER = (
 def test_a_scheduler_that_goes_away_and_comes_back(
     tmp_path: Path, free_ports: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executors, "DASK_SEC", 2.0)
+    monkeypatch.setattr(executors, "DASK_SEC", 4.0)  # a client tries to reach it so long
     (tmp_path / "cluster.py").write_text(SCHEDULER)
     (port,) = free_ports(1)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -187,7 +187,7 @@ def test_a_scheduler_that_goes_away_and_comes_back(
         job = work.submit(chores.nap, tmp_path / "note")
         chores.napper(tmp_path / "note")
         end(cluster)
-        with pytest.raises(WorkersError, match=r"the scheduler at .* went away"):
+        with pytest.raises(WorkersError, match=r"went away|no scheduler answers"):
             work.result(job)
         said: set[str] = set()
 
@@ -199,6 +199,7 @@ def test_a_scheduler_that_goes_away_and_comes_back(
 
         step_until([], refused)  # the client tries to reach it for some time
         cluster = start()
+        monkeypatch.setattr(executors, "DASK_SEC", 20.0)
         assert work.result(work.submit(chores.square, 3)) == 9
         workers.shutdown(wait=False)
         with pytest.raises(WorkersError, match="these workers are shut down"):

@@ -113,12 +113,13 @@ def test_a_call_that_takes_too_long_is_given_up_and_its_process_ended(
         hasty.submit(chores.nap, tmp_path / "note"),
         hasty.submit(chores.square, 4),
     ]
+    pid = chores.napper(tmp_path / "note")
     outcomes = dict(hasty.results(jobs))
     assert outcomes.pop(0) == 9
     error = outcomes.pop(1)
     assert isinstance(error, WorkersError) and "expected a result within 0.5 s" in str(error)
     assert outcomes == {}  # what waited behind it is left for a later step
-    assert chores.is_gone(chores.napper(tmp_path / "note"))
+    assert chores.is_gone(pid)
     assert work.result(work.submit(chores.square, 5)) == 25
 
 

@@ -279,16 +279,16 @@ ROWS = [
     upload(
         after(lambda s: [s.open(rule=5, tau=450_000)]),
         "gain-doubt",
-        # three classes: 3 x (50,000 x 2 + 50,000 x 2) - 2 x 40,000
+        # three classes: 3 x (2 x 50,000 + 2 x 50,000) - 2 x 90,000
         "csves_gain: expected an excess of doubt below 0 and a last error below 300000, "
-        "got 520000 and 0",
+        "got 420000 and 0",
         errors=[500_000, 550_000, 550_000, 0],
     ),
     upload(
         after(lambda s: [s.open(rule=5, tau=450_000)]),
         "gain-wrong",
         "csves_gain: expected an excess of doubt below 0 and a last error below 300000, "
-        "got -340000 and 300000",
+        "got -390000 and 300000",
         errors=[500_000, 400_000, 300_000],
     ),
     upload(

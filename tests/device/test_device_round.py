@@ -194,10 +194,10 @@ def test_the_rule_gain_counts_declared_classes_and_the_error_before(scene: MakeS
 
         expected = "an excess of doubt below 0 and a last error below 225000"
         with pytest.raises(RuleNotMetError, match=f"csves_gain: expected {expected}, got 0 and 0"):
-            round_.upload(measured(500_000, 490_000, 0))
-        with pytest.raises(RuleNotMetError, match="got -2 and 225000"):
-            round_.upload(measured(500_000, 489_999, 225_000))
-        round_.upload(measured(500_000, 489_999, 224_999))
+            round_.upload(measured(500_000, 502_500, 0))
+        with pytest.raises(RuleNotMetError, match="got -4 and 225000"):
+            round_.upload(measured(500_000, 502_499, 225_000))
+        round_.upload(measured(500_000, 502_499, 224_999))
     member = s.contract.member(s.task, device.account)
     assert member is not None
     assert (member.error_first, member.error_last) == (500_000, 224_999)

@@ -11,12 +11,14 @@
 `fit(model, validation) -> (trained, errors)` is the app's own, or comes from
 `device_sdk.training_sklearn` or `device_sdk.training_torch`. The exceptions are those of
 `gradledger.errors`. In a task with differential privacy `terms` shows epsilon and delta,
-`join(..., epsilon_max=...)` bounds them, and `train` adds the noise. numpy and the cryptographic
-libraries are loaded when first used.
+`join(..., epsilon_max=...)` bounds them, and `train` adds the noise. With an
+outbox (`Device(..., outbox=FILE)`) uploads are written down before they leave, and
+`device.resume()` finishes what a killed process left. numpy and the cryptographic libraries are
+loaded when first used.
 """
 
 from device_sdk.device import Device, Terms
-from device_sdk.receipts import Paid, Receipt, Refused
+from device_sdk.receipts import Abandoned, Paid, Receipt, Refused
 from device_sdk.rounds import Round, Update
 
-__all__ = ["Device", "Paid", "Receipt", "Refused", "Round", "Terms", "Update"]
+__all__ = ["Abandoned", "Device", "Paid", "Receipt", "Refused", "Round", "Terms", "Update"]

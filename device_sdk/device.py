@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from device_sdk.budget import Budget
+from device_sdk.receipts import Abandoned, Receipt
 from device_sdk.rounds import Round
 from gradledger import card as cards
 from gradledger import envelope
-from gradledger.chain.client import ChainClient, PushResult
+from gradledger.chain.client import ChainClient, PushResult, Signed
 from gradledger.chain.contract import (
     CONTRACT_DEFAULT,
     FedLearning,
@@ -33,7 +34,9 @@ from gradledger.chain.payer import Payer
 from gradledger.chain.transaction import Action
 from gradledger.errors import (
     BlobMissingError,
+    ChainError,
     ConfigError,
+    ContractError,
     EnvelopeError,
     KeyMismatchError,
     ModelError,
@@ -42,8 +45,10 @@ from gradledger.errors import (
     NotAReaderError,
     PrivacyError,
     RoundClosedError,
+    StoreError,
     StoreUnavailableError,
 )
+from gradledger.outbox import Delivery, Entry, Outbox, State
 from gradledger.privacy import METADATA_KEY, Privacy, Spent
 from gradledger.store import Store
 
@@ -53,6 +58,7 @@ if TYPE_CHECKING:
 __all__ = ["Device", "Terms"]
 
 POLL_SEC = 0.2
+UPLOAD_SEC = 30  # life of an upload's transaction that the outbox has; then it is signed anew
 FILE_OVERHEAD_BYTES = 65_536  # the header of a safetensors file
 SET_BYTES_MAX = 2**26
 
@@ -195,16 +201,22 @@ class Device:
     budget_file : path, optional
         For tasks with differential privacy: keeps count of the rounds that this device drew noise
         for. Without it a restarted process takes what the chain says of its newest upload.
+    outbox : path or Outbox, optional
+        A file in which each upload is written down before it leaves, until it is irreversible:
+        a process that was killed goes on with `resume`. One process at a time uses it.
 
     Attributes
     ----------
     budget : Budget
         How many rounds of the task's privacy budget may be used; counted without one as well.
+    outbox : Outbox or None
 
     Raises
     ------
     ConfigError
         An argument cannot be used. Nothing is contacted here.
+    OutboxError
+        Another process uses the outbox, or it cannot be written.
     """
 
     def __init__(
@@ -218,6 +230,7 @@ class Device:
         contract: str = CONTRACT_DEFAULT,
         payer: str | Payer | None = None,
         budget_file: str | os.PathLike[str] | None = None,
+        outbox: str | os.PathLike[str] | Outbox | None = None,
     ) -> None:
         self.account = check_account(account)
         self.task = check_account(task)
@@ -228,10 +241,21 @@ class Device:
         self.payer = Payer(payer) if isinstance(payer, str) else payer
         self._card: cards.TaskCard | None = None
         self._uploaded = 0  # newest round with an upload of ours, as far as seen
-        self.budget = Budget(budget_file, holder=f"{self.account} in {self.task}")
+        holder = f"{self.account} in {self.task}"
+        self.budget = Budget(budget_file, holder=holder)
+        if outbox is None or isinstance(outbox, Outbox):
+            self.outbox = outbox
+        else:
+            self.outbox = Outbox(outbox, holder=holder)
+        self._deliveries: dict[int, Delivery] = {}
 
     def __repr__(self) -> str:
         return f"Device({self.account!r}, task={self.task!r})"
+
+    def close(self) -> None:
+        """Let another process have the outbox; without one there is nothing to close."""
+        if self.outbox is not None:
+            self.outbox.close()
 
     # ---- joining ----------------------------------------------------------------------------
 
@@ -345,7 +369,7 @@ class Device:
         """Wait for a round that this device can take part in; fetch and check what it needs.
 
         That is an open round without an upload of this device, with a model sealed to it and a
-        validation set issued to it.
+        validation set issued to it. Uploads that the outbox still has are sent meanwhile.
 
         Parameters
         ----------
@@ -378,8 +402,9 @@ class Device:
         while True:
             late: Exception | None = None
             try:
+                outgoing = self._outgoing()
                 task = self.contract.task(self.task)
-                if task.version > max(after, self._uploaded):
+                if task.version > max(after, self._uploaded, outgoing):
                     looked_at = task.version
                     row = self._open_round(task)
                     if isinstance(row, RoundRow):
@@ -400,6 +425,94 @@ class Device:
                     + missing,
                 )
             time.sleep(min(POLL_SEC, max(0.0, end - time.monotonic())))
+
+    # ---- the outbox ---------------------------------------------------------------------------
+
+    def resume(self, *, timeout_sec: float = 60.0) -> list[Receipt | Abandoned]:
+        """Finish the uploads that the outbox still has; nothing is trained again.
+
+        Parameters
+        ----------
+        timeout_sec : float
+            Bound on the whole.
+
+        Returns
+        -------
+        list of Receipt or Abandoned
+            For each, the oldest first: a receipt, if it is recorded irreversibly; or why it never
+            will be. Empty without an outbox, or if there was nothing to finish.
+
+        Raises
+        ------
+        IrreversibilityTimeout
+            Not known within `timeout_sec`; call it again.
+        OutboxError
+            The outbox cannot be written.
+        """
+        if self.outbox is None:
+            return []
+        end = time.monotonic() + timeout_sec
+        finished: list[Receipt | Abandoned] = []
+        for entry in self.outbox.entries(State.PENDING):
+            delivery = self.delivery(entry)
+            try:
+                delivery.wait(max(0.0, end - time.monotonic()))
+                finished.append(Receipt.resumed(self, delivery))
+            except ContractError:
+                finished.append(Abandoned.of(delivery.entry))
+            self._deliveries.pop(entry.number, None)
+        return finished
+
+    def delivery(self, entry: Entry) -> Delivery:
+        """Return an upload of the outbox on its way; the same one at every call."""
+        found = self._deliveries.get(entry.number)
+        if found is None:
+            assert self.outbox is not None
+            details, outbox = entry.details, self.outbox
+            found = self._deliveries[entry.number] = Delivery(
+                outbox,
+                entry,
+                self.chain,
+                sign=self._sign,
+                cosign=None if self.payer is None else self._cosign,
+                prepare=lambda: self.store.put(outbox.blob(entry)),
+                happened=lambda: self._has_upload(details["version"], details["hash"]),
+            )
+        return found
+
+    def _outgoing(self) -> int:
+        """Push on what the outbox still has; return the newest round that it is for."""
+        if self.outbox is None:
+            return 0
+        newest = 0
+        for entry in self.outbox.entries(State.PENDING):
+            delivery = self.delivery(entry)
+            try:
+                if delivery.step():
+                    self._deliveries.pop(entry.number, None)
+            except (ChainError, StoreError):
+                pass  # the next look tries again
+            now = delivery.entry
+            if now.state is State.DONE or (now.state is State.PENDING and not now.refusal):
+                newest = max(newest, int(entry.details["version"]))
+        return newest
+
+    def _sign(self, actions: Sequence[Action]) -> Signed:
+        if self.payer is None:
+            return self.chain.sign(actions, [self.key], expiration_sec=UPLOAD_SEC)
+        (action,) = actions
+        info = self.chain.get_info()
+        return self.payer.sign(info, action, self.key, expiration_sec=UPLOAD_SEC)
+
+    def _cosign(self, signed: Signed) -> Signed:
+        assert self.payer is not None
+        return self.payer.cosign(signed, self.chain.get_info().chain_id)
+
+    def _has_upload(self, version: int, digest: str) -> bool:
+        row = self.contract.member(self.task, self.account)
+        return row is not None and (row.upload_version, row.upload_hash.hex()) == (version, digest)
+
+    # ---- what a round has -----------------------------------------------------------------------
 
     def _open_round(self, task: Task) -> RoundRow | str:
         """Return the newest round if this device can take part in it, or what is missing."""

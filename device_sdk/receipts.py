@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradledger.chain.client import ChainInfo
 from gradledger.chain.contract import Member, UploadState, VerdictCode
-from gradledger.chain.names import Asset
+from gradledger.chain.names import Asset, Symbol
 from gradledger.chain.transaction import Action
 from gradledger.errors import (
     AlreadyDoneError,
@@ -17,13 +17,15 @@ from gradledger.errors import (
     IrreversibilityTimeout,
     NodeAnswerError,
     NodeError,
+    error_from_check,
 )
+from gradledger.outbox import Delivery, Entry, State
 
 if TYPE_CHECKING:
     from device_sdk.device import Device
     from gradledger.receipt import SettledReceipt
 
-__all__ = ["REASONS", "Paid", "Receipt", "Refused"]
+__all__ = ["REASONS", "Abandoned", "Paid", "Receipt", "Refused"]
 
 POLL_SEC = 0.2
 RESEND_SEC = 3.0
@@ -86,8 +88,34 @@ class Refused:
         return f"Refused({words}, trx={self.trx}, block={self.block})"
 
 
+@dataclass(frozen=True, repr=False)
+class Abandoned:
+    """An upload that was in the outbox, is not on chain and never will be.
+
+    Attributes
+    ----------
+    version : int
+    hash : bytes
+        SHA-256 of its envelope.
+    reason : str
+        Why the chain did not take it, for instance that the round was closed.
+    """
+
+    version: int
+    hash: bytes
+    reason: str
+
+    @classmethod
+    def of(cls, entry: Entry) -> Abandoned:
+        """Return what an abandoned entry of a device's outbox says."""
+        return cls(entry.details["version"], bytes.fromhex(entry.details["hash"]), entry.reason)
+
+    def __repr__(self) -> str:
+        return f"Abandoned(version={self.version}, {self.reason})"
+
+
 class Receipt:
-    """A recorded upload. Made by `Round.upload`.
+    """A recorded upload. Made by `Round.upload` and `Device.resume`.
 
     Attributes
     ----------
@@ -108,6 +136,7 @@ class Receipt:
         amount: Asset,
         validators: int,
         action: Action,
+        delivery: Delivery | None = None,
     ) -> None:
         self.version = version
         self.hash = digest
@@ -116,6 +145,7 @@ class Receipt:
         self._device = device
         self._quorum = validators * 2 // 3 + 1
         self._action = action
+        self._delivery = delivery  # of the outbox, where there is one
         self._sent_at = 0.0
         self._first = 0  # the first irreversible block that can hold the upload
         self._following = 0  # the next one to look at
@@ -126,11 +156,31 @@ class Receipt:
         self._quorum_at: tuple[VerdictCode, str, int] | None = None
         self._decided_at = 0  # a block at which a push was seen to have decided it
 
+    @classmethod
+    def resumed(cls, device: Device, delivery: Delivery) -> Receipt:
+        """Return the receipt of an upload that was in the outbox and is recorded."""
+        details = delivery.entry.details
+        receipt = cls(
+            device,
+            details["version"],
+            bytes.fromhex(details["hash"]),
+            Asset(details["amount"], Symbol.parse(details["symbol"])),
+            details["validators"],
+            delivery.entry.actions[0],
+            delivery,
+        )
+        receipt._note_sent()
+        return receipt
+
     def __repr__(self) -> str:
         return f"Receipt(version={self.version}, hash={self.hash.hex()}, amount={self.amount})"
 
     def send(self) -> None:
         """Record the upload, unless the chain has it already. Raises ChainError."""
+        if self._delivery is not None:
+            self._delivery.send()
+            self._note_sent()
+            return
         device = self._device
         if not self._first:
             self._first = self._following = device.chain.get_info().irreversible_block + 1
@@ -143,10 +193,19 @@ class Receipt:
                 raise
         self._sent_at = time.monotonic()
 
+    def _note_sent(self) -> None:
+        assert self._delivery is not None
+        signed = self._delivery.entry.signed
+        if signed is not None:
+            self.trx = signed.trx_id
+            if not self._first:
+                self._first = self._following = signed.first_block
+
     def wait(self, timeout_sec: float = 60.0) -> Paid | Refused:
         """Wait until the validators' decision is irreversible.
 
-        Should the chain have lost the upload meanwhile, it is sent again.
+        Should the chain have lost the upload meanwhile, it is sent again; with an outbox it is
+        struck off there once it is irreversible.
 
         Parameters
         ----------
@@ -168,7 +227,7 @@ class Receipt:
             state = "the node does not answer"
             try:
                 outcome, state = self._look(end)
-                if outcome is not None:
+                if outcome is not None and (self._delivery is None or self._delivery.step()):
                     return outcome
             except NodeError:
                 if time.monotonic() >= end:
@@ -222,6 +281,10 @@ class Receipt:
     def _look(self, end: float) -> tuple[Paid | Refused | None, str]:
         """Look once at the tables and at the new irreversible blocks; say how it stands."""
         device = self._device
+        if self._delivery is not None and self._delivery.step():
+            entry = self._delivery.entry
+            if entry.state is State.ABANDONED:
+                raise error_from_check(entry.reason)
         before = device.chain.get_info()
         row = device.contract.member(device.task, device.account)
         ours = row is not None and self._is_ours(row)
@@ -244,7 +307,7 @@ class Receipt:
         if row is None or row.upload_version > self.version:
             return None, "the chain's row holds a later upload by now"
         if not ours:
-            if time.monotonic() - self._sent_at >= RESEND_SEC:
+            if self._delivery is None and time.monotonic() - self._sent_at >= RESEND_SEC:
                 self.send()
         elif row.upload_reason in _BY_PUSH:
             return self._pushed(row, before.irreversible_block), state

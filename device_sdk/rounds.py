@@ -17,12 +17,17 @@ from gradledger import envelope
 from gradledger.chain.contract import ERROR_SCALE, Mode, Rule, Task
 from gradledger.chain.contract import Round as RoundRow
 from gradledger.chain.names import Asset
+from gradledger.chain.transaction import Action
+from gradledger.cid import cid_v0
 from gradledger.errors import (
+    AlreadyDoneError,
     ConfigError,
     EnvelopeError,
     NodeError,
     PrivacyError,
+    error_from_check,
 )
+from gradledger.outbox import Entry, Outbox, State
 
 if TYPE_CHECKING:
     from device_sdk.device import Device
@@ -39,6 +44,7 @@ __all__ = ["Round", "Update"]
 
 UPLOAD_TRIES_MAX = 3
 RETRY_SEC = 0.5
+GRACE_SEC = 3600  # after the deadline: a chain that lost the round may open it anew
 
 
 @dataclass(eq=False)
@@ -255,27 +261,30 @@ class Round:
             The payer does not pay for it, for instance because its limits are used up.
         ChainError, StoreError
             Node or store do not answer; try again.
+        OutboxError
+            The outbox cannot be written, for instance since the disk is full: nothing was sent.
         """
         if update._blob is None:
             update._blob = self.seal(update)
-        device = self._device
-        digest = hashlib.sha256(update._blob).digest()
+        device, blob = self._device, update._blob
+        digest = hashlib.sha256(blob).digest()
+        amount = Asset(update.examples * self.price.amount, self.price.symbol)
         action = device.contract.fedlearning(
             device.task,
             device.account,
             update.version,
             digest,
-            device.store.put(update._blob),
+            cid_v0(blob),
             update.examples,
             update.errors,
         )
+        delivery = None
+        if device.outbox is None:
+            device.store.put(blob)
+        else:
+            delivery = device.delivery(self._written_down(device.outbox, update, action, amount))
         receipt = Receipt(
-            device,
-            update.version,
-            digest,
-            Asset(update.examples * self.price.amount, self.price.symbol),
-            len(self._validators),
-            action,
+            device, update.version, digest, amount, len(self._validators), action, delivery
         )
         for left in reversed(range(UPLOAD_TRIES_MAX)):
             try:
@@ -286,6 +295,38 @@ class Round:
                     raise
                 time.sleep(RETRY_SEC)
         return receipt
+
+    def _written_down(self, outbox: Outbox, update: Update, action: Action, amount: Asset) -> Entry:
+        """Return the update's entry in the outbox, made where there is none."""
+        assert update._blob is not None
+        digest = hashlib.sha256(update._blob).hexdigest()
+        for entry in outbox.entries():
+            if entry.details["version"] != update.version:
+                continue
+            if entry.details["hash"] == digest:
+                if entry.state is State.ABANDONED:
+                    raise error_from_check(entry.reason)
+                return entry
+            if entry.state is State.DONE or (entry.state is State.PENDING and not entry.refusal):
+                raise AlreadyDoneError(
+                    "second_upload",
+                    f"the outbox has another update for round {update.version}: resume that one",
+                )
+        return outbox.add(
+            f"the upload of {self._device.account} for round {update.version}",
+            [action],
+            give_up_at=self.deadline + GRACE_SEC,
+            blob=update._blob,
+            details={
+                "version": update.version,
+                "hash": digest,
+                "amount": amount.amount,
+                "symbol": str(amount.symbol),
+                "validators": len(self._validators),
+                "examples": update.examples,
+                "errors": list(update.errors),
+            },
+        )
 
     def seal(self, update: Update) -> bytes:
         """Clip, quantise, encrypt and seal an update to those who may read it.

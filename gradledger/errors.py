@@ -30,6 +30,7 @@ GradledgerError
  |   +- KeyMismatchError           it was made under another key
  |   +- MasksShortError            make more masks ahead; has `missing`
  +- ModelError                     the bytes are no valid model or validation set
+ +- OutboxError                    free the disk, or stop the other process: nothing was sent
  +- PrivacyError                   the privacy promised does not hold, or is used up: stay away
 
 Packages add leaves of their own below GradledgerError (`owner.errors`,
@@ -283,3 +284,7 @@ class ModelError(GradledgerError):
 
 class PrivacyError(GradledgerError):
     """A task's claim about privacy does not hold, is weaker than asked for, or is used up."""
+
+
+class OutboxError(GradledgerError):
+    """The outbox is another process's, or cannot be written: what it does not hold is not sent."""

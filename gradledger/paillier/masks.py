@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from gradledger.codec import Codec
 from gradledger.errors import ConfigError, KeyMismatchError, MasksShortError
+from gradledger.keepsafe import connect, make_private
 from gradledger.paillier.encrypting import BLOCK, random_unit
 
 if TYPE_CHECKING:
@@ -36,15 +36,6 @@ BUSY_SEC_MAX = 30
 _FORMAT = 1
 _TAKEN = 16 * BLOCK  # masks that leave in one transaction: some 3 MB
 _BATCH = 32  # masks that a worker makes for one transaction
-# EXTRA: the folder is synchronised as well after the journal is unlinked, or a loss of power could
-# bring the journal back, and with it the masks that it would restore.
-_SETTINGS = """
-PRAGMA journal_mode = DELETE;
-PRAGMA synchronous = EXTRA;
-PRAGMA fullfsync = ON;
-PRAGMA secure_delete = ON;
-PRAGMA trusted_schema = OFF;
-"""
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS about (one INTEGER PRIMARY KEY CHECK (one = 1), "
     "format INTEGER NOT NULL, key_hash BLOB NOT NULL, inode BLOB NOT NULL)",
@@ -84,7 +75,7 @@ class MaskStore:
     def __init__(self, folder: str | os.PathLike[str], public: PaillierPublicKey) -> None:
         self.public = public
         self.path = Path(folder).absolute() / f"{public.key_hash.hex()}.masks"
-        self._create()
+        make_private(self.path, "masks")
         about = (_FORMAT, public.key_hash, b"%d" % os.lstat(self.path).st_ino)
         with self._transaction() as connection:
             for table in _TABLES:
@@ -288,45 +279,12 @@ class MaskStore:
             return False
         return checksum == self._checksum(place, mask)
 
-    def _create(self) -> None:
-        """Make folder and file where they are missing; refuse those that others may read."""
-        try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            try:
-                # The file is never opened but by SQLite once it exists: closing it would drop the
-                # locks that SQLite holds for other threads of this process.
-                os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            except FileExistsError:
-                pass
-            for path, is_kind, kind, mode in (
-                (self.path.parent, stat.S_ISDIR, "a folder", 0o700),
-                (self.path, stat.S_ISREG, "a regular file", 0o600),
-            ):
-                status = os.lstat(path)
-                if not is_kind(status.st_mode):
-                    raise ConfigError(f"{path}: expected {kind} for masks")
-                if stat.S_IMODE(status.st_mode) & 0o077:
-                    raise ConfigError(
-                        f"{path}: expected mode {mode:04o}, got {stat.S_IMODE(status.st_mode):04o};"
-                        " other accounts may have read these masks"
-                    )
-        except OSError as exc:
-            raise ConfigError(f"{self.path}: cannot keep masks here: {exc.strerror}") from exc
-
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Alone with the file until the end; whatever raises undoes everything."""
         try:
-            with closing(
-                sqlite3.connect(
-                    f"{self.path.as_uri()}?mode=rw",
-                    timeout=BUSY_SEC_MAX,
-                    isolation_level=None,
-                    uri=True,
-                )
-            ) as connection:
+            with closing(connect(self.path, timeout_sec=BUSY_SEC_MAX)) as connection:
                 connection.text_factory = bytes  # or an error would show the text it cannot decode
-                connection.executescript(_SETTINGS)
                 connection.execute("BEGIN IMMEDIATE")
                 try:
                     yield connection

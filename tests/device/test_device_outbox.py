@@ -188,7 +188,9 @@ def test_a_refused_update_does_not_bar_a_better_one(scene: MakeScene, tmp_path: 
     # The first one is not yet abandoned: it could still be in a block before it expires.
     states = [entry.state for entry in device.outbox.entries()]
     assert states == [State.PENDING, State.DONE]
-    with pytest.raises(IrreversibilityTimeout, match=r"refused so far: (csves_either|second_upload): "):
+    with pytest.raises(
+        IrreversibilityTimeout, match=r"refused so far: (csves_either|second_upload): "
+    ):
         device.resume(timeout_sec=0.5)
 
 

@@ -14,6 +14,7 @@ INSTALL := install --quiet --require-hashes --only-binary :all:
 FROM_SOURCE := --no-build-isolation --no-binary python-baseconv,varint
 OUT ?= out/demo
 WORKERS ?= 2
+DATA ?= ../shared/data/mnist
 STEPS ?= 20000
 PAYLOADS ?= 100000
 SEED ?= 1
@@ -25,7 +26,7 @@ READY_TENSEAL := .venv-tenseal/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-interop setup-torch setup-tenseal demo test soak test-torch lint types \
-  format contracts check-contracts bench lock clean
+  format contracts check-contracts bench bench-csves lock clean
 
 help: ## say what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -111,6 +112,10 @@ check-contracts: setup ## fail unless the contracts compile to the committed byt
 bench: setup ## measure; the benches say what they measured
 	@set -e; for one in contract paillier device demo privacy summing; do \
 	  echo "bench.$$one"; $(BIN)/python -m bench.$$one --out bench/results/$$one.json; done
+
+bench-csves: setup ## the paper's tables and figures on MNIST (DATA=DIR)
+	@$(BIN)/python -m bench.csves --grid --data $(DATA) --out bench/results/csves.json
+	@$(BIN)/python -m bench.csves_figures --data $(DATA) --out bench/results
 
 lock: setup ## resolve requirements/*.in anew (needs uv)
 	@set -e; for one in build dev interop; do \

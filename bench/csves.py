@@ -136,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "rows": rows,
         "distance_to_paper": distances(rows),
         "goals": goals(rows) if given.grid else [],
+        "separation": separation(np.array(counts), found) if given.grid else [],
     }
     text = json.dumps(document, indent=1)
     if given.out:
@@ -319,6 +320,34 @@ def goals(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def separation(counts: np.ndarray, found: Series) -> list[dict[str, Any]]:
+    """Return how well two kinds of error tell random pixels from sound data, by themselves.
+
+    For the mean error in training less that before it: the share of instances with random pixels
+    that lies below the 99 % quantile of those with sound data. What a rule that accepts 99 % of
+    sound data would accept of noise, if it looked at nothing else and knew the stage.
+
+    Parameters
+    ----------
+    counts, found
+        As for `judged`.
+    """
+    changes = found[..., 1:].mean(axis=-1) - found[..., 0]
+    rows = []
+    for i, stage in enumerate(STAGES):
+        for count in sorted(set(counts.tolist())):
+            row: dict[str, Any] = {"stage": stage, "classes": count}
+            for kind, name in enumerate(("wrong_answers", "doubt")):
+                sound, noise = (
+                    changes[counts == count, i, DATA.index(data), kind]
+                    for data in ("valid", "pixels")
+                )
+                below = np.mean(noise <= np.quantile(sound, 0.99))
+                row[f"pixels_accepted_percent_by_{name}"] = round(100 * float(below), 1)
+            rows.append(row)
+    return rows
+
+
 def tables(document: dict[str, Any]) -> Iterator[str]:
     """Yield the lines that a reader gets."""
     rows = {(r["rule"], r["stage"], r["data"], r["classes"]): r for r in document["rows"]}
@@ -359,6 +388,11 @@ def tables(document: dict[str, Any]) -> Iterator[str]:
                 f"  {row['stage']:<10} {row['data']:<14} {row['classes']} classes: "
                 f"{row['accepted_percent']:.1f} % [{low:.1f}, {high:.1f}], goal {row['goal']} %"
             )
+    if document["separation"]:
+        yield "\nrandom pixels accepted in %, by where 99 % of sound data lie: wrong answers, doubt"
+        for row in document["separation"]:
+            by = [row[f"pixels_accepted_percent_by_{name}"] for name in ("wrong_answers", "doubt")]
+            yield f"  {row['stage']:<10} {row['classes']} classes: {by[0]:6.1f} {by[1]:6.1f}"
     yield f"\n{document['seconds']:.0f} s, seed {document['seed']}"
 
 

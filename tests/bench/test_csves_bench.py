@@ -149,6 +149,20 @@ def test_goals_are_met_on_the_bound() -> None:
         assert [each["met"] for each in found] == [True, False]
 
 
+def test_separation_is_by_the_change_from_the_error_before() -> None:
+    found = np.zeros((200, 3, 4, 2, 3), dtype=np.int64)
+    found[..., 0] = 500_000
+    found[:, :, 0, :, 1:] = 300_000  # sound data: falls by 0.2
+    found[:, :, 3, 0, 1:] = 300_000  # noise: so do its wrong answers,
+    found[50:, :, 3, 1, 1:] = 450_000  # but for three quarters the doubt less
+    rows = bench.separation(np.full(200, 4), found)
+    assert [row["stage"] for row in rows] == list(STAGES)
+    for row in rows:
+        assert row["classes"] == 4
+        assert row["pixels_accepted_percent_by_wrong_answers"] == 100.0
+        assert row["pixels_accepted_percent_by_doubt"] == 25.0
+
+
 def test_figure_4_is_the_least_squares_line() -> None:
     exact = csves_figures.cost_document([1000, 2000, 4000], [0.011, 0.021, 0.041])
     assert exact["slope_us_per_point"] == pytest.approx(10)
@@ -179,22 +193,27 @@ def test_the_command_prints_and_writes_every_row(
 ) -> None:
     write_mnist(tmp_path)
     out, dump = tmp_path / "csves.json", tmp_path / "series.npz"
-    given = ["--data", str(tmp_path), "--instances", "2", "--workers", "1", "--seed", "3"]
+    given = ["--data", str(tmp_path), "--instances", "1", "--workers", "1", "--seed", "3"]
     assert bench.main([*given, "--json", "--out", str(out), "--series", str(dump)]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document == json.loads(out.read_text())
-    held = set(bench.instance_counts(2, 10, 3))
+    held = set(bench.instance_counts(1, 10, 3))
     rows = document["rows"]
     assert len(rows) == 3 * 3 * 4 * len(held)
     for row in rows:
         assert set(row) == {"rule", "stage", "data", "classes", "instances", "accepted"}
         assert 0 <= row["accepted"] <= row["instances"]
     for rule in ("trend", "threshold", "gain"):
-        assert sum(r["instances"] for r in rows if r["rule"] == rule) == 2 * 3 * 4
+        assert sum(r["instances"] for r in rows if r["rule"] == rule) == 3 * 4
     with np.load(dump, allow_pickle=False) as arrays:
-        assert arrays["series"].shape[:4] == (2, 3, 4, 2)
+        assert arrays["series"].shape[:4] == (1, 3, 4, 2)
     assert not document["goals"] and str(tmp_path) not in document["command"]
-    lines = "\n".join(bench.tables({**document, "goals": bench.goals(rows)}))
+    separation = [
+        {"stage": "random", "classes": 2}
+        | {f"pixels_accepted_percent_by_{name}": 1.0 for name in ("wrong_answers", "doubt")}
+    ]
+    full = {**document, "goals": bench.goals(rows), "separation": separation}
+    lines = "\n".join(bench.tables(full))
     assert "stage one_pass" in lines and "goals of the third rule" in lines
 
 

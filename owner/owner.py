@@ -84,6 +84,7 @@ RESEND_SEC = 6.0
 EXPIRATION_SEC = 30
 SIGNATURES_MAX = 3
 PENDING_BLOCKS = 2
+BEHIND_SEC = 3.0  # how long a node that lacks a round may take to catch up
 ENVELOPE_BYTES_MAX = 2**28 + 2**21
 
 _T = TypeVar("_T")
@@ -466,11 +467,16 @@ class Owner:
     # ---- bringing a round to its end ----------------------------------------------------------
 
     def round(self, version: int) -> Round:
-        """Return a round as the chain has it now."""
-        found = self.contract.round(self.task, version)
-        if found is None:
-            raise ConfigError(f"task {self.task} has no round {version}")
-        return found
+        """Return a round as the chain has it now. Raises ConfigError where there is none."""
+        end = time.monotonic() + BEHIND_SEC
+        while True:
+            found = self.contract.round(self.task, version)
+            if found is not None:
+                return found
+            # of several nodes, another one may answer than took the transaction that opened it
+            if time.monotonic() >= end:
+                raise ConfigError(f"task {self.task} has no round {version}")
+            time.sleep(POLL_SEC)
 
     def close_round(self, version: int, *, wait: bool = True) -> None:
         """Close the round to uploads: after its deadline, or early once `close_after` are in."""

@@ -285,7 +285,7 @@ class Receipt:
             entry = self._delivery.entry
             if entry.state is State.ABANDONED:
                 raise error_from_check(entry.reason)
-        before = device.chain.get_info()
+        before = device.chain.get_confirmed()
         row = device.contract.member(device.task, device.account)
         ours = row is not None and self._is_ours(row)
         if ours and row is not None and row.upload_state is UploadState.PENDING:

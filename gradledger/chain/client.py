@@ -24,6 +24,7 @@ from gradledger.errors import (
     ContractError,
     IrreversibilityTimeout,
     NodeAnswerError,
+    NodeError,
     NodeUnavailableError,
     NotAllowedError,
     TransactionExpiredError,
@@ -34,6 +35,7 @@ ENDPOINTS_MAX = 16
 ANSWER_BYTES_MAX = 64 * 2**20
 ROUNDS_OF_ENDPOINTS = 2  # how often each endpoint is asked before giving up
 PAUSE_SEC = 0.2  # between these rounds
+REST_SEC = 10.0  # how long an endpoint that did not answer is not asked for its opinion
 PAGES_MAX = 100_000
 BLOCKS_CACHED_MAX = 1024
 EXPIRATION_SEC_MAX = 3600
@@ -158,6 +160,7 @@ class ChainClient:
         self._transport = Transport(connect_sec=self.timeout.connect, answer_sec=self.timeout.read)
         self._chain_id: str | None = None  # the first answer's: other endpoints must agree
         self._irreversible = 0  # as last heard
+        self._resting: dict[int, float] = {}  # endpoint -> until when
         self._lock = threading.Lock()
         self._blocks: OrderedDict[int, Block] = OrderedDict()
 
@@ -170,8 +173,62 @@ class ChainClient:
         """Return the node's view of head and last irreversible block. Raises NodeError."""
         return self._info()[0]
 
-    def _info(self) -> tuple[ChainInfo, int]:
-        answer, endpoint = self._call("/v1/chain/get_info", {})
+    def get_confirmed(self) -> ChainInfo:
+        """As `get_info`, with the newest irreversible block that most endpoints have.
+
+        More than half of the endpoints that answer must call it irreversible, so that a node which
+        lies about that, or is on a fork, is outvoted. With a single endpoint: `get_info`.
+
+        Raises
+        ------
+        NodeAnswerError
+            There is no such block: they disagree.
+        NodeUnavailableError
+            No endpoint answers.
+        """
+        return self._confirmed()[0]
+
+    def _confirmed(self) -> tuple[ChainInfo, int]:
+        """Return `get_confirmed`'s answer, and an endpoint that has this block."""
+        if len(self.endpoints) == 1:
+            return self._info()
+        heard: list[tuple[ChainInfo, int]] = []
+        now = time.monotonic()
+        awake = [n for n in range(len(self.endpoints)) if self._resting.get(n, 0.0) <= now]
+        for number in awake or range(len(self.endpoints)):
+            try:
+                heard.append(self._info(only=number))
+                self._resting.pop(number, None)
+            except NodeError:
+                self._resting[number] = time.monotonic() + REST_SEC
+        if not heard:
+            raise NodeUnavailableError("no endpoint answered /v1/chain/get_info")
+        heard.sort(key=lambda each: each[0].irreversible_block, reverse=True)
+        needed = len(heard) // 2 + 1
+        most = 0
+        for place, (info, endpoint) in enumerate(heard[needed - 1 :], needed - 1):
+            having = [one[1] for one in heard[:place] if self._has(info, *one)] + [endpoint]
+            if len(having) >= needed:
+                return info, self._preferred if self._preferred in having else endpoint
+            most = max(most, len(having))
+        raise NodeAnswerError(
+            f"expected {needed} of {len(heard)} endpoints to agree on an irreversible block, "
+            f"{most} do"
+        )
+
+    def _has(self, info: ChainInfo, its: ChainInfo, endpoint: int) -> bool:
+        """Return whether an endpoint, which is as far, has the same irreversible block."""
+        if its.irreversible_block == info.irreversible_block:
+            return its.irreversible_id == info.irreversible_id
+        query = {"block_num": info.irreversible_block}
+        try:
+            answer = self._call("/v1/chain/get_block_info", query, only=endpoint)[0]
+            return bool(answer["id"] == info.irreversible_id)
+        except (NodeError, KeyError, TypeError):
+            return False
+
+    def _info(self, *, only: int | None = None) -> tuple[ChainInfo, int]:
+        answer, endpoint = self._call("/v1/chain/get_info", {}, only=only)
         try:
             info = ChainInfo(
                 str(answer["chain_id"]),
@@ -187,7 +244,6 @@ class ChainClient:
             self._chain_id = info.chain_id
         if info.chain_id != self._chain_id:
             raise NodeAnswerError(f"expected chain {self._chain_id}, a node has {info.chain_id}")
-        self._irreversible = info.irreversible_block
         return info, endpoint
 
     def table_rows(
@@ -366,7 +422,8 @@ class ChainClient:
             The node does not answer, or answers nonsense.
         """
         end = time.monotonic() + timeout_sec
-        info, endpoint = self._info()
+        info, endpoint = self._confirmed()
+        self._irreversible = info.irreversible_block
         for number in range(signed.first_block, info.irreversible_block + 1):
             if time.monotonic() >= end:
                 break
@@ -457,7 +514,8 @@ class ChainClient:
             except (NodeUnavailableError, NodeAnswerError) as error:
                 faults.append(f"{self.endpoints[number]}: {error}")
                 continue
-            self._preferred = number
+            if only is None:
+                self._preferred = number
             return answer, number
         raise NodeUnavailableError(
             f"no endpoint answered {path}: " + "; ".join(dict.fromkeys(faults))

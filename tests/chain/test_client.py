@@ -441,6 +441,8 @@ class FakeChain:
         if path.endswith("get_info"):
             self.last = min(self.last + 1, self.top)
             return info(self.last + 2, self.last)
+        if path.endswith("get_block_info"):
+            return {"id": f"{document['block_num']:08x}" + "11" * 28}
         number = int(document["block_num_or_id"])
         self.asked.append(number)
         second = number // 2 % 60
@@ -526,6 +528,56 @@ def test_a_block_comes_from_the_node_that_calls_it_irreversible(
         == 10
     )
     assert behind.asked == []
+
+
+def telling(last: int, tail: str = "11", below: str = "11") -> Any:
+    """Return a node with this last irreversible block; the tails are those of its ids."""
+
+    def answer(path: str, document: Any) -> Any:
+        if path.endswith("get_block_info"):
+            return {"id": f"{document['block_num']:08x}" + below * 28}
+        return {**info(last + 5, last), "last_irreversible_block_id": f"{last:08x}" + tail * 28}
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("nodes", "confirmed"),
+    [
+        ([telling(20)], 20),
+        ([telling(25), telling(20)], 20),  # the first may be ahead, or may lie
+        ([telling(25, below="66"), telling(20)], None),
+        ([telling(20), telling(20, tail="66")], None),
+        ([telling(99, below="66"), telling(20), telling(18)], 18),
+        ([telling(99), telling(98), telling(20), telling(19), telling(18)], 20),
+        ([None, telling(25), telling(20)], 20),
+        ([http(b"<html>"), [], telling(20)], 20),
+    ],
+)
+def test_what_most_endpoints_have_is_irreversible(
+    nodes: list[Any], confirmed: int | None, serve: Callable[[Any], FakeNode]
+) -> None:
+    one = client(*(serve(node) for node in nodes))
+    if confirmed is not None:
+        assert one.get_confirmed().irreversible_block == confirmed
+        return
+    with pytest.raises(NodeAnswerError, match=r"expected 2 of 2 endpoints to agree on .*, 1 do"):
+        one.get_confirmed()
+
+
+def test_an_endpoint_that_does_not_answer_is_left_alone_for_a_while(
+    serve: Callable[[Any], FakeNode],
+) -> None:
+    dead, alive = serve(None), serve(telling(20))
+    one = client(dead, alive)
+    for _ in range(3):
+        assert one.get_confirmed().irreversible_block == 20
+    asked = len(dead.calls)
+    assert asked <= 2 and len(alive.calls) == 3
+    alone = client(serve(http(b"[]")), serve(None))
+    for _ in range(2):
+        with pytest.raises(NodeUnavailableError, match="no endpoint answered"):
+            alone.get_confirmed()
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,9 @@ class Chain:
         head = len(self.blocks)
         return ChainInfo("", "", head, 0, self.irreversible, f"id{self.irreversible}")
 
+    def get_confirmed(self) -> ChainInfo:
+        return self.get_info()
+
     def call(self, path: str, document: dict[str, str]) -> dict[str, Any]:
         assert path == "/v1/chain/get_block"
         number = int(document["block_num_or_id"])

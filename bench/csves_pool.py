@@ -14,8 +14,8 @@ T = TypeVar("T")
 def workers(count: int, begin: Callable[..., None], *given: Any) -> ProcessPoolExecutor:
     """Return `count` processes, each of which calls `begin(*given)` first.
 
-    The environment must limit the linear algebra before numpy is loaded: where the limit is set
-    afterwards, the small products of these benches were seen to take 12 times as long on a busy
+    The environment limits the linear algebra, as for the demo's workers. On all cores the small
+    products of these benches were seen to take over 15 times the processor's time on a busy
     machine.
     """
     for library in ("OPENBLAS", "OMP", "MKL"):

@@ -23,7 +23,13 @@ setup(
                     "lanes_ifma_emulated",
                 )
             ],
-            depends=[f"{SOURCES}/lanes.h", f"{SOURCES}/kernel.h", f"{SOURCES}/lanes_ifma.c"],
+            depends=[
+                f"{SOURCES}/paillier.h",
+                f"{SOURCES}/cpu.h",
+                f"{SOURCES}/lanes.h",
+                f"{SOURCES}/kernel.h",
+                f"{SOURCES}/lanes_ifma.c",
+            ],
             extra_compile_args=["-std=gnu11", "-O3", "-ffp-contract=off", "-fvisibility=hidden"],
             py_limited_api=True,
             optional=True,

@@ -1,6 +1,9 @@
 /* Four lanes of AVX2: 32 x 32-bit products (vpmuludq), digits of 28 or 29 bits. */
 #if defined(__x86_64__)
 #include <immintrin.h>
+
+#include "cpu.h"
+
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
 #else
@@ -50,8 +53,7 @@ typedef __m256i A;
 
 static int available(void)
 {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") != 0;
+    return cpu_has(HAS_AVX2, YMM_STATE);
 }
 
 const kernel kernel_avx2 = {

@@ -100,9 +100,16 @@ static inline V v_pick(V found, V mask, V index, V one, V two)
 #else
 
 #include <immintrin.h>
+
+#include "cpu.h"
+
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512ifma,avx512vl,avx512dq"))), \
-                             apply_to = function)
+#if __clang_major__ >= 18 && __clang_major__ <= 20 /* these tell vectors of 512 bits apart */
+#define FEATURES "avx512f,avx512ifma,avx512vl,avx512dq,evex512"
+#else
+#define FEATURES "avx512f,avx512ifma,avx512vl,avx512dq"
+#endif
+#pragma clang attribute push(__attribute__((target(FEATURES))), apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512ifma,avx512vl,avx512dq")
@@ -156,9 +163,7 @@ static int available(void)
 #ifdef EMULATE_IFMA
     return 1;
 #else
-    __builtin_cpu_init(); /* asks the operating system for the registers' state, too */
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")
-           && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512ifma");
+    return cpu_has(HAS_AVX512, ZMM_STATE);
 #endif
 }
 

@@ -18,7 +18,18 @@ loaded when first used.
 """
 
 from device_sdk.device import Device, Terms
+from device_sdk.encryption import Encryption
 from device_sdk.receipts import Abandoned, Paid, Receipt, Refused
 from device_sdk.rounds import Round, Update
 
-__all__ = ["Abandoned", "Device", "Paid", "Receipt", "Refused", "Round", "Terms", "Update"]
+__all__ = [
+    "Abandoned",
+    "Device",
+    "Encryption",
+    "Paid",
+    "Receipt",
+    "Refused",
+    "Round",
+    "Terms",
+    "Update",
+]

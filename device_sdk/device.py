@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from device_sdk.budget import Budget
+from device_sdk.encryption import Encryption
 from device_sdk.receipts import Abandoned, Receipt
 from device_sdk.rounds import Round
 from gradledger import card as cards
@@ -205,6 +206,9 @@ class Device:
         A file in which each upload is written down before it leaves, until it is irreversible:
         a process that was killed goes on with `resume`. One process at a time uses it.
 
+    encryption : Encryption, optional
+        What blinds updates in `PAILLIER` mode, and how many threads work; the default is safe.
+
     Attributes
     ----------
     budget : Budget
@@ -231,6 +235,7 @@ class Device:
         payer: str | Payer | None = None,
         budget_file: str | os.PathLike[str] | None = None,
         outbox: str | os.PathLike[str] | Outbox | None = None,
+        encryption: Encryption | None = None,
     ) -> None:
         self.account = check_account(account)
         self.task = check_account(task)
@@ -238,6 +243,7 @@ class Device:
         self.chain = chain if isinstance(chain, ChainClient) else ChainClient(chain)
         self.store = store if isinstance(store, Store) else Store(store)
         self.contract = FedLearning(self.chain, contract)
+        self.encryption = encryption or Encryption()
         self.payer = Payer(payer) if isinstance(payer, str) else payer
         self._card: cards.TaskCard | None = None
         self._uploaded = 0  # newest round with an upload of ours, as far as seen
@@ -256,6 +262,37 @@ class Device:
         """Let another process have the outbox; without one there is nothing to close."""
         if self.outbox is not None:
             self.outbox.close()
+
+    # ---- encrypting -------------------------------------------------------------------------
+
+    def make_masks(
+        self, updates: int = 1, *, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Make masks ahead, until enough for `updates` updates are ready; it may be interrupted.
+
+        Parameters
+        ----------
+        updates : int, 1 or more
+            A mask takes some 30 ms at 3072 bits, and an update one for each ciphertext.
+        progress : callable, optional
+            `progress(ready, wanted)`, called at the start and after each batch.
+
+        Raises
+        ------
+        ConfigError
+            The device was made without `Encryption(masks=...)`, or the folder cannot be used.
+        ChainError, StoreError, EnvelopeError
+            The task's key cannot be had.
+        """
+        from gradledger.paillier.masks import MaskStore
+
+        if self.encryption.masks is None:
+            raise ConfigError("make_masks: expected a device with Encryption(masks=FOLDER)")
+        task = self.contract.task(self.task)
+        key = self.card(task).public_key()
+        count = updates * cards.task_codec(task).plaintexts(key.bits)
+        store = MaskStore(self.encryption.masks, key)
+        store.fill(count, workers=self.encryption.threads, progress=progress)
 
     # ---- joining ----------------------------------------------------------------------------
 

@@ -340,12 +340,13 @@ class Round:
         ------
         PrivacyError
             The task has differential privacy, and the update does not come from `train`.
+        MasksShortError
+            Fewer masks are ready than the update takes: see `Device.make_masks`.
         """
         device, terms = self._device, self._task.terms
         if self._card.privacy is not None and not update._is_protected:
             raise PrivacyError("expected an update made by `train`, which adds the task's noise")
         codec = cards.task_codec(self._task)
-        codes = codec.quantise(update.delta)
         header: dict[str, Any] = {}
         if terms.mode is Mode.PAILLIER:
             key = self._card.public_key()  # `Device.card` has checked its hash
@@ -354,10 +355,10 @@ class Round:
                 "slot_bits": terms.slot_bits,
                 "key_hash": key.key_hash,
             }
-            payload = key.encrypt(codes, codec)
+            payload = key.encrypt(update.delta, codec, **device.encryption.options(key))
         else:
             header = {"codec": envelope.PayloadCodec.QUANTISED}
-            payload = codec.to_bytes(codes)
+            payload = codec.to_bytes(codec.quantise(update.delta))
         return envelope.seal(
             envelope.Header(
                 kind=envelope.Kind.UPDATE,

@@ -26,7 +26,7 @@ READY_TENSEAL := .venv-tenseal/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-interop setup-torch setup-tenseal demo test soak test-torch lint types \
-  format contracts check-contracts bench bench-csves lock clean
+  format contracts check-contracts check-kernels bench bench-csves lock clean
 
 help: ## say what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -108,6 +108,11 @@ contracts: setup ## compile the contracts into eosio_contracts/artifacts, byte f
 check-contracts: setup ## fail unless the contracts compile to the committed bytes
 	@$(BIN)/gradledger parts fetch --contracts >/dev/null
 	@$(BIN)/python eosio_contracts/build.py --check
+
+check-kernels: ## check the C of Paillier by a program of its own (CC=..., FLAGS=..., RUN="qemu-aarch64")
+	@mkdir -p build
+	@$(CC) -std=gnu11 -O2 -ffp-contract=off $(FLAGS) -o build/selftest gradledger/paillier/csrc/*.c
+	@$(RUN) build/selftest tests/vectors/paillier_kernels.txt
 
 bench: setup ## measure; the benches say what they measured
 	@set -e; for one in contract paillier device demo privacy summing; do \

@@ -19,7 +19,9 @@
 #define PICKS_MAX ((1 << TEETH_MAX) / PICKED)
 #define INLINE static inline __attribute__((always_inline))
 #define COLUMNS (2 * BLOCK)
+#ifndef UNROLL
 #define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 enum { NONE, PRODUCT, SQUARE, CROSS, TWICE };
 

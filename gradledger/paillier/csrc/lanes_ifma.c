@@ -12,6 +12,8 @@
 #ifdef EMULATE_IFMA
 #include <stdint.h>
 
+#define UNROLL /* it need not be fast, but it is built wherever the package is */
+
 typedef struct {
     uint64_t of[LANES];
 } V;

@@ -163,7 +163,7 @@ def test_separation_is_by_the_change_from_the_error_before() -> None:
         assert row["pixels_accepted_percent_by_doubt"] == 25.0
 
 
-def test_figure_4_is_the_least_squares_line() -> None:
+def test_figures_and_the_least_squares_line() -> None:
     exact = csves_figures.cost_document([1000, 2000, 4000], [0.011, 0.021, 0.041])
     assert exact["slope_us_per_point"] == pytest.approx(10)
     assert exact["intercept_ms"] == pytest.approx(1)
@@ -171,6 +171,8 @@ def test_figure_4_is_the_least_squares_line() -> None:
     rough = csves_figures.cost_document([1000, 2000, 3000], [0.01, 0.04, 0.01])
     assert rough["r_squared"] == pytest.approx(0)
     assert csves_figures.cost_png(exact).startswith(b"\x89PNG")
+    seven = {"decentralised": [0.1, 0.9, 0.95], "centralised": [0.1, 0.92, 0.94]}
+    assert csves_figures.accuracy_png(seven).startswith(b"\x89PNG")
     costs = csves_figures.data_costs(500, 1)
     assert len(costs) == 500 and min(costs) >= 320 and max(costs) <= 60_000
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from gradledger import envelope
 from gradledger.card import TaskCard, fetch_card, task_codec
-from gradledger.chain.client import ChainClient, PushResult
+from gradledger.chain.client import ChainClient, PushResult, Signed
 from gradledger.chain.contract import (
     Escrow,
     FedLearning,
@@ -45,6 +45,7 @@ from gradledger.errors import (
     BadFieldError,
     CodecError,
     ConfigError,
+    ContractError,
     EnvelopeError,
     IrreversibilityTimeout,
     PaillierError,
@@ -54,6 +55,7 @@ from gradledger.errors import (
     TransactionExpiredError,
 )
 from gradledger.models import Model, dump_validation_set
+from gradledger.outbox import Delivery, Entry, Outbox, State
 from gradledger.privacy import METADATA_KEY, Privacy
 from gradledger.store import Store
 from owner.aggregation import (
@@ -290,12 +292,56 @@ class Owner:
 
     # ---- money --------------------------------------------------------------------------------
 
-    def deposit(self, quantity: Asset | str, *, wait: bool = True) -> str:
-        """Pay into the task's escrow; returns the transaction's id."""
+    def deposit(
+        self, quantity: Asset | str, *, wait: bool = True, outbox: Outbox | None = None
+    ) -> str:
+        """Pay into the task's escrow; returns the transaction's id.
+
+        Parameters
+        ----------
+        quantity : Asset or str
+        wait : bool
+            Wait until it is irreversible.
+        outbox : Outbox, optional
+            The transaction is written down there before it is sent: whoever is killed meanwhile
+            calls `finish_deposits` and knows, before paying anew, what became of it. Always waits.
+        """
         terms = self._task().terms
         amount = Asset.parse(quantity) if isinstance(quantity, str) else quantity
         step = self.contract.deposit(self.task, self.account, amount, terms.token_contract)
-        return self._push([step, self._nonce()], wait=wait)
+        if outbox is None:
+            return self._push([step, self._nonce()], wait=wait)
+        entry = outbox.add(
+            f"the deposit of {amount}",
+            [step, self._nonce()],
+            give_up_at=self.chain_time() + EXPIRATION_SEC,
+            details={"amount": str(amount)},
+        )
+        delivery = self._delivery(outbox, entry)
+        delivery.send()
+        delivery.wait(IRREVERSIBLE_SEC)
+        assert delivery.entry.signed is not None
+        return delivery.entry.signed.trx_id
+
+    def finish_deposits(self, outbox: Outbox) -> None:
+        """Wait until each deposit in the outbox has happened, or never can.
+
+        Raises
+        ------
+        IrreversibilityTimeout
+            Not known yet; call it again.
+        """
+        for entry in outbox.entries(State.PENDING):
+            try:
+                self._delivery(outbox, entry).wait(IRREVERSIBLE_SEC)
+            except ContractError as exc:
+                log.warning("%s never happened: %s", entry.name, exc)
+
+    def _delivery(self, outbox: Outbox, entry: Entry) -> Delivery:
+        def sign(actions: Sequence[Action]) -> Signed:
+            return self.chain.sign(actions, [self._key], expiration_sec=EXPIRATION_SEC)
+
+        return Delivery(outbox, entry, self.chain, sign=sign)
 
     def withdraw(self, quantity: Asset | str, *, wait: bool = True) -> str:
         """Take back money that no open round may need; returns the transaction's id.

@@ -3,7 +3,8 @@
 There is no journal of steps. `run` looks at the chain, does the one step that the chain shows to be
 next, and looks again: a step that has happened is not done twice, and one that the chain forgot
 (a node that was killed) is done again. What the chain cannot give back, the plan and the models,
-lies in the state directory, written before the step that needs it.
+lies in the state directory, written before the step that needs it. The deposit alone could happen
+twice and has an outbox there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ from gradledger.errors import (
     StoreUnavailableError,
 )
 from gradledger.models import Model
+from gradledger.outbox import Outbox
 from owner.errors import SumUnusableError, WaitTimeoutError
 from owner.owner import Owner, Published
 from owner.plan import Plan, scaled, slot_bits_for
@@ -270,17 +273,24 @@ class _Training:
         self._owner.admit_validators(self._plan.validators, wait=False)
 
     def _deposit(self) -> None:
-        """Pay in what is missing; what is on its way must be settled before it is counted."""
+        """Pay in what is missing; what is on its way must be settled before it is counted.
+
+        A transaction that a killed node or process left behind could still happen before it
+        expires, and a second one would pay twice: so this step alone has an outbox.
+        """
         wanted = self._plan.amount("deposit")
 
         def deposited() -> int:
             return self._owner.escrow().deposited
 
-        if deposited() >= wanted.amount:
-            return
-        missing = wanted.amount - self._owner.wait_irreversible(deposited)
-        if missing > 0:
-            self._owner.deposit(Asset(missing, wanted.symbol))
+        holder = f"{self._owner.account}, owner of {self._owner.task}"
+        with closing(Outbox(self._state.outbox_path, holder=holder)) as outbox:
+            self._owner.finish_deposits(outbox)
+            if deposited() >= wanted.amount:
+                return
+            missing = wanted.amount - self._owner.wait_irreversible(deposited)
+            if missing > 0:
+                self._owner.deposit(Asset(missing, wanted.symbol), outbox=outbox)
 
     def _await_members(self) -> None:
         """Wait for a validator and for enough devices."""

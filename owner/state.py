@@ -7,6 +7,7 @@ DIR/models/000000.st        T_0, T_1, ... as safetensors
 DIR/models/000001.json      from which result of the chain T_1 was made
 DIR/published/000001.json   CID and hash of the envelope of round 1's model, and who can open it
 DIR/reports/000001.json     what round 1 came to
+DIR/outbox/deposits.db      deposits on their way
 DIR/lock                    held while a process works here
 ```
 
@@ -101,6 +102,11 @@ class StateDir:
             return int(found["set_seed"])
         except (KeyError, TypeError, ValueError):
             raise ConfigError(f"{self.path / 'secret.json'}: expected a set_seed") from None
+
+    @property
+    def outbox_path(self) -> Path:
+        """Where deposits on their way are written down."""
+        return self.path / "outbox" / "deposits.db"
 
     # ---- models -------------------------------------------------------------------------------
 

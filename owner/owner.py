@@ -251,6 +251,8 @@ class Owner:
         )
         if not self.exists():
             self._push([self.contract.createtask(self.task, self.account, full)], wait=wait)
+            # Another node may be asked next, which has not seen it yet.
+            self.chain.wait_until(self.exists, timeout_sec=IRREVERSIBLE_SEC, what="the new task")
         found = self._task()
         if found.owner != self.account or found.terms != full:
             raise ConfigError(

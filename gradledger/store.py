@@ -97,6 +97,8 @@ class Store:
         self.address = _multiaddr_of(address)
         self.timeout_sec = float(timeout_sec)
         self.bytes_max = bytes_max
+        self.bytes_fetched = self.bytes_stored = 0  # by calls that succeeded
+        self._counting = threading.Lock()
         self._slots = threading.BoundedSemaphore(CALLS_MAX)
 
     def put(self, data: bytes) -> str:
@@ -129,6 +131,8 @@ class Store:
         answer = self._call("add", None, self._add, data)
         if answer != cid:
             raise BlobCorruptError(f"expected the node to store {cid}, it stored {answer!r:.64}")
+        with self._counting:
+            self.bytes_stored += len(data)
         return cid
 
     def get(self, cid: str, *, bytes_max: int | None = None) -> bytes:
@@ -164,6 +168,8 @@ class Store:
         data = self._call("cat", cid, self._request, "/cat", cid, bound)
         if cid_v0(data) != cid:
             raise BlobCorruptError(f"{cid}: the {len(data)} bytes that came are not its content")
+        with self._counting:
+            self.bytes_fetched += len(data)
         return data
 
     def pin(self, cid: str) -> None:

@@ -7,14 +7,17 @@ import json
 import logging
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradledger import logs
 from gradledger.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from gradledger.chain.contract import Round, Task
     from gradledger.chain.names import Symbol
+    from gradledger.metrics import Metrics
     from gradledger.models import Model
     from owner.owner import Owner
     from owner.plan import Plan
@@ -59,6 +62,8 @@ Paths count from the plan's directory; .npz files hold the arrays x [points, fea
 
 def add_commands(subparsers: Any) -> None:
     """Register `owner` and its commands with the command line's sub-parsers."""
+    from gradledger.metrics import add_option as add_metrics_option
+
     raw = argparse.RawDescriptionHelpFormatter
     group = subparsers.add_parser(
         "owner",
@@ -138,6 +143,7 @@ def add_commands(subparsers: Any) -> None:
         formatter_class=raw,
     )
     whole.add_argument("--plan", type=Path, required=True, metavar="FILE")
+    add_metrics_option(whole)
 
     from owner.payer.cli import add_commands as add_payer
 
@@ -165,9 +171,19 @@ def _command(
         "--state", type=Path, metavar="DIR", help="default HOME/owner/TASK, or ./TASK.owner"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("-v", "--verbose", action="store_true", help="say what is skipped, and why")
-    parser.set_defaults(func=action)
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="log steps, and what is skipped and why"
+    )
+    logs.add_options(parser)
+    parser.set_defaults(func=partial(_logged, action))
     return parser
+
+
+def _logged(action: Any, args: argparse.Namespace) -> Any:
+    """Run a command with its log."""
+    level = logging.INFO if args.verbose else logging.ERROR
+    logs.start(level, form=args.log_format, path=args.log_file)
+    return action(args)
 
 
 def _add_version(parser: argparse.ArgumentParser) -> None:
@@ -203,14 +219,12 @@ def _plan_of(args: argparse.Namespace) -> Plan | None:
     return load_plan(path)[0] if path is not None else None
 
 
-def _connect(args: argparse.Namespace) -> tuple[Owner, StateDir]:
+def _connect(args: argparse.Namespace, metrics: Metrics | None = None) -> tuple[Owner, StateDir]:
     """Build the owner and its state directory from flags, network and plan."""
     from gradledger.chain.keys import load_key_file
     from owner.owner import Owner
     from owner.state import StateDir
 
-    level = logging.WARNING if args.verbose else logging.ERROR
-    logging.basicConfig(level=level, format="%(levelname)s %(message)s", stream=sys.stderr)
     network = load_network(args.home) if args.home is not None else {}
     chain = args.chain or network.get("chain")
     store = args.store or network.get("store")
@@ -239,6 +253,7 @@ def _connect(args: argparse.Namespace) -> tuple[Owner, StateDir]:
         store=store,
         contract=contract,
         paillier_key=paillier if paillier.exists() or args.paillier_key else None,
+        metrics=metrics,
     )
     return owner, state
 
@@ -531,28 +546,29 @@ def _print_table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from gradledger.metrics import served
+
+    with served(args.metrics) as metrics:
+        return _train(args, metrics)
+
+
+def _train(args: argparse.Namespace, metrics: Metrics) -> int:
+    """Carry the plan's training through, or as far as a signal lets it."""
     import signal
 
     from owner.plan import load_data, load_plan
-    from owner.run import Progress, run
+    from owner.run import run
 
-    owner, state = _connect(args)
+    owner, state = _connect(args, metrics)
+    metrics.watch(owner.chain, owner.store)
     plan, files = load_plan(args.plan)
     missing = sorted({"validation", "test"} - set(files))
     if missing:
         raise ConfigError(f"{args.plan}: data: expected {', '.join(missing)}")
     symbol = plan.amount("price").symbol
 
-    shown: list[tuple[int, str]] = []
-
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
-
-    def show(progress: Progress) -> None:
-        place = (progress.version, progress.step)
-        if args.verbose and shown != [place]:
-            shown[:] = [place]
-            print(f"round {progress.version}: {progress.step}", file=sys.stderr, flush=True)
 
     reports = run(
         plan,
@@ -561,7 +577,6 @@ def _run(args: argparse.Namespace) -> int:
         validation=load_data(files["validation"]),
         test=load_data(files["test"]),
         initial=_read_model(files["model"]) if "model" in files else None,
-        progress=show,
     )
     before = signal.signal(signal.SIGTERM, stop)
     try:

@@ -54,6 +54,8 @@ from gradledger.errors import (
     StoreUnavailableError,
     TransactionExpiredError,
 )
+from gradledger.logs import say
+from gradledger.metrics import Metrics, OwnerMetrics
 from gradledger.models import Model, dump_validation_set
 from gradledger.outbox import Delivery, Entry, Outbox, State
 from gradledger.privacy import METADATA_KEY, Privacy
@@ -143,6 +145,8 @@ class Owner:
         For tasks in paillier mode.
     workers : int
         Threads that decrypt.
+    metrics : gradledger.metrics.Metrics, optional
+        Where it counts; by default nowhere.
 
     Raises
     ------
@@ -161,6 +165,7 @@ class Owner:
         contract: str = "fedlearning",
         paillier_key: PaillierPrivateKey | str | os.PathLike[str] | None = None,
         workers: int = 0,
+        metrics: Metrics | None = None,
     ) -> None:
         self.account = account
         self.task = task
@@ -174,6 +179,7 @@ class Owner:
             self._paillier_key = PaillierPrivateKey.load(paillier_key)
         self._workers = workers or min(os.cpu_count() or 1, 16)
         self._secret = self._key.encryption_key()
+        self.metrics = OwnerMetrics(metrics or Metrics(), task)
         self._card: TaskCard | None = None
 
     def __repr__(self) -> str:
@@ -359,7 +365,9 @@ class Owner:
 
     def escrow(self) -> Escrow:
         """Return the task's money as the chain's tables have it."""
-        return self.contract.escrow(self.task)
+        found = self.contract.escrow(self.task)
+        self.metrics.see_escrow(found)
+        return found
 
     # ---- opening a round ----------------------------------------------------------------------
 
@@ -481,7 +489,7 @@ class Owner:
                 try:
                     points = data.sample(member.classes, per_class, draw)
                 except ConfigError as exc:
-                    log.warning("%s gets no validation set: %s", member.account, exc)
+                    self._warn("no_set", version, sender=member.account, reason=exc)
             if points is not None:
                 readers = {**shared, member.account: bytes(member.enc_key)}
                 blob = envelope.seal(header, dump_validation_set(*points), readers)
@@ -520,6 +528,7 @@ class Owner:
         while True:
             found = self.contract.round(self.task, version)
             if found is not None:
+                self.metrics.see_round(found)
                 return found
             # of several nodes, another one may answer than took the transaction that opened it
             if time.monotonic() >= end:
@@ -708,7 +717,7 @@ class Owner:
                 note += _tally(found)
             return self._unchanged(found, base, f"{note}: the model stays as it is", votes)
         for name in votes.outvoted if votes else ():
-            log.warning("round %d: %s attested another sum and was outvoted", version, name)
+            self._warn("outvoted", version, sender=name)
         if self._paillier_key is None:
             raise ConfigError("expected the task's Paillier key, to open the sum")
         if self._paillier_key.public.key_hash != expected.key_hash:
@@ -752,7 +761,7 @@ class Owner:
             except StoreUnavailableError as exc:
                 unavailable = exc
             except (StoreError, EnvelopeError, PaillierError) as exc:
-                log.warning("round %d: %s gave no right sum: %s", found.version, who, exc)
+                self._warn("bad_copy", found.version, sender=who, reason=exc)
                 bad_copies[who] = str(exc)
         if unavailable is not None:
             raise unavailable
@@ -775,7 +784,7 @@ class Owner:
             except StoreUnavailableError:
                 raise
             except (StoreError, EnvelopeError, CodecError) as exc:
-                log.warning("round %d: %s is left out: %s", found.version, member.account, exc)
+                self._warn("left_out", found.version, sender=member.account, reason=exc)
                 left_out.append(f"{member.account} is left out: {exc}")
                 continue
             updates.append(codes)
@@ -806,7 +815,7 @@ class Owner:
         votes: SumVotes | None,
         bad_copies: Mapping[str, str] | None = None,
     ) -> Aggregate:
-        log.warning("round %d: %s", found.version, note)
+        self._warn("unchanged", found.version, reason=note)
         evidence = bytes(found.sum_hash).hex()
         return Aggregate(found.version, base, 0, evidence, note, votes, bad_copies or {})
 
@@ -866,6 +875,9 @@ class Owner:
     def _task(self) -> Task:
         return self.contract.task(self.task)
 
+    def _warn(self, event: str, version: int, **fields: Any) -> None:
+        say(log, logging.WARNING, event, task=self.task, version=version, **fields)
+
     def _push(self, actions: Sequence[Action], *, wait: bool = False) -> str:
         """Send actions in one transaction; with `wait`, return when it is irreversible."""
         for left in reversed(range(SIGNATURES_MAX)):
@@ -877,7 +889,7 @@ class Owner:
             except TransactionExpiredError as exc:
                 if not left:
                     raise
-                log.warning("%s", exc)
+                say(log, logging.WARNING, "expired", task=self.task, reason=exc)
         return result.trx_id
 
     def _nonce(self) -> Action:
@@ -927,7 +939,7 @@ def _readers(members: Iterable[Member]) -> dict[str, bytes]:
         if envelope.can_seal_to(member.enc_key):
             readers[member.account] = bytes(member.enc_key)
         else:
-            log.warning("%s: its encryption key is none; it can read nothing", member.account)
+            say(log, logging.WARNING, "no_reader", sender=member.account, reason="no X25519 key")
     return readers
 
 

@@ -37,11 +37,13 @@ from gradledger.chain.contract import (
 from gradledger.chain.names import Asset
 from gradledger.errors import (
     ConfigError,
+    GradledgerError,
     NodeError,
     RoundClosedError,
     StaleVersionError,
     StoreUnavailableError,
 )
+from gradledger.logs import say
 from gradledger.models import Model
 from gradledger.outbox import Outbox
 from owner.errors import SumUnusableError, WaitTimeoutError
@@ -328,6 +330,7 @@ class _Training:
 
     def _turn(self, version: int) -> RoundReport | None:
         owner = self._owner
+        self._measure()
         if owner.version() < version:
             self._open(version)
             return None
@@ -405,7 +408,7 @@ class _Training:
         published = bytes(found.model_hash).hex()
         if model is None or record is None or record["hash"] != published:
             model = self._owner.fetch_model(version)
-            log.warning("round %d: T_%d taken from IPFS", version, version - 1)
+            self._say(logging.WARNING, "model_from_ipfs", version)
             origin: dict[str, Any] = {"evidence": ""}
             if version > 1:
                 before = self._owner.round(version - 1)
@@ -482,6 +485,11 @@ class _Training:
             bad_copies=record.get("bad_copies", {}),
         )
         self._state.save_report(version, asdict(report))
+        self._measure()
+        self._owner.metrics.settled.inc()
+        names = ("uploads", "accepted", "refused", "paid", "updates")
+        facts = {name: getattr(report, name) for name in names}
+        self._say(logging.INFO, "settled", version, **facts)
         return report
 
     # ---- patience -----------------------------------------------------------------------------
@@ -490,9 +498,22 @@ class _Training:
         self, step: str, version: int, action: Callable[[], Any], found: Round | None = None
     ) -> Any:
         self._tell(step, version, False, found)
-        result = action()
+        self._say(logging.INFO, "step", version, step=step)
+        with self._owner.metrics.step_sec.labels(step).time():
+            result = action()
         self._tell(step, version, True, found)
         return result
+
+    def _say(self, level: int, event: str, version: int, **fields: Any) -> None:
+        say(log, level, event, task=self._plan.task, version=version, **fields)
+
+    def _measure(self) -> None:
+        """Read the money for the metrics, if there are any; no training fails for them."""
+        if self._owner.metrics.is_on:
+            try:
+                self._owner.escrow()
+            except GradledgerError as exc:
+                say(log, logging.WARNING, "not_measured", task=self._plan.task, reason=exc)
 
     def _tell(self, step: str, version: int, done: bool, found: Round | None) -> None:
         if self._progress is not None:
@@ -513,7 +534,9 @@ class _Training:
             ) as exc:
                 if time.monotonic() > until:
                     raise
-                log.warning("round %d: %s; trying again", version, exc)
+                self._owner.metrics.retries.inc()
+                kind = type(exc).__name__
+                self._say(logging.WARNING, "trying_again", version, error=kind, reason=exc)
                 time.sleep(RETRY_SEC)
 
 

@@ -10,10 +10,12 @@ import sys
 import threading
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradledger.metrics import Metrics
 
 FILE_BYTES_MAX = 2**28 + 2**22
-LOG_BYTES_MAX = 2**23  # of a log file; two older ones are kept beside it
 STOP_SEC = 0.8
 
 _EPILOG = """\
@@ -30,7 +32,7 @@ cluster (pip install 'gradledger[dask]'; `dask scheduler --host 127.0.0.1`, `das
 --nthreads 1). No secret goes there, but all else that the validator sees does: the cluster is part
 of the validator. On other machines it must use TLS, as Dask's configuration says.
 
-What it logs, one line key=value each:
+What it logs, one line of key=value or of JSON each:
   event=joined    it agreed to a task's terms
   event=accepted  sender=DEVICE: its verdict on an upload is "accept"
   event=refused   sender=DEVICE code=... reason=...: the verdict, and what was expected and came
@@ -47,6 +49,8 @@ error_mismatch. `docs/protocol.md` has the formats, `docs/caveats.md` what a val
 
 def add_commands(subparsers: Any) -> None:
     """Register `validator` and its commands with the command line's sub-parsers."""
+    from gradledger import logs, metrics
+
     raw = argparse.RawDescriptionHelpFormatter
     group = subparsers.add_parser(
         "validator",
@@ -78,10 +82,11 @@ def add_commands(subparsers: Any) -> None:
         "--dask", metavar="ADDR", help="or on a cluster: tls://host:8786, tcp://127.0.0.1:8786"
     )
     run.add_argument("--poll-sec", type=float, default=0.25, metavar="S", help="default 0.25")
-    run.add_argument("--log-file", type=Path, metavar="FILE", help="default: standard error")
     run.add_argument(
         "--state-dir", type=Path, metavar="DIR", help="remember uploads, to name replays in the log"
     )
+    metrics.add_option(run)
+    logs.add_options(run)
     run.set_defaults(func=_run)
 
     check = commands.add_parser(
@@ -98,27 +103,41 @@ def add_commands(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from gradledger import logs, metrics
     from gradledger.errors import ConfigError
-    from producer_validation.validator import Validator
 
     if not 0.01 <= args.poll_sec <= 60:
         raise ConfigError(f"expected --poll-sec of 0.01..60, got {args.poll_sec:g}")
-    _log_to(args.log_file)
+    logs.start(logging.INFO, form=args.log_format, path=args.log_file)
+    with metrics.served(args.metrics) as counted:
+        return _serve(args, counted)
+
+
+def _serve(args: argparse.Namespace, metrics: Metrics) -> int:
+    """Run a validator until a signal comes."""
+    from gradledger.chain.client import ChainClient
+    from gradledger.logs import say
+    from gradledger.store import Store
+    from producer_validation.validator import Validator, log
+
     executor = _executor(args)
+    chain, store = ChainClient(args.chain), Store(args.store)
+    metrics.watch(chain, store)
     validator = Validator(
         args.account,
         args.key_file,
-        args.chain,
-        args.store,
+        chain,
+        store,
         tasks=args.task,
         contract=args.contract,
         executor=executor,
         state_dir=args.state_dir,
+        metrics=metrics,
     )
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    logging.getLogger("gradledger.validator").info("event=started validator=%s", args.account)
+    say(log, logging.INFO, "started", validator=args.account)
     worker = threading.Thread(
         target=validator.run, args=(stop,), kwargs={"poll_sec": args.poll_sec}, daemon=True
     )
@@ -128,7 +147,7 @@ def _run(args: argparse.Namespace) -> int:
     worker.join(STOP_SEC)  # a step in progress is safe to leave: the chain knows how far it got
     if executor is not None:
         executor.shutdown(wait=False, cancel_futures=True)
-    logging.getLogger("gradledger.validator").info("event=stopped validator=%s", args.account)
+    say(log, logging.INFO, "stopped", validator=args.account)
     return 0 if stop.is_set() else 1
 
 
@@ -139,22 +158,6 @@ def _executor(args: argparse.Namespace) -> Executor | None:
     if args.processes is not None:
         return ProcessWorkers(args.processes)
     return DaskWorkers(args.dask) if args.dask is not None else None
-
-
-def _log_to(path: Path | None) -> None:
-    """Send the log to a file of bounded size, or to standard error."""
-    from logging.handlers import RotatingFileHandler
-
-    from gradledger.errors import ConfigError
-
-    handler: logging.Handler = logging.StreamHandler()
-    if path is not None:
-        try:
-            handler = RotatingFileHandler(path, maxBytes=LOG_BYTES_MAX, backupCount=2)
-        except OSError as error:
-            raise ConfigError(f"cannot write the log file {path}: {error.strerror}") from error
-    form = "%(asctime)s level=%(levelname)s %(message)s"
-    logging.basicConfig(level=logging.INFO, format=form, handlers=[handler])
 
 
 def _check(args: argparse.Namespace) -> int:

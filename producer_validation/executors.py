@@ -34,6 +34,7 @@ from urllib.parse import urlsplit
 
 import gradledger
 from gradledger.errors import ConfigError, GradledgerError
+from gradledger.logs import say
 
 __all__ = [
     "DaskWorkers",
@@ -425,7 +426,7 @@ class Work:
                 if job.tries == TRIES_MAX:
                     raise _as_ours(error) from error
                 what, call = type(error).__name__, job.fn.__name__
-                log.warning("event=worker_lost error=%s call=%s", what, call)
+                say(log, logging.WARNING, "worker_lost", error=what, call=call)
             again = self.submit(job.fn, *job.args)
             job.future, job.tries = again.future, job.tries + 1
 

@@ -8,7 +8,6 @@ is refused, and why, stands in `producer_validation.checks`.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import threading
@@ -17,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from typing import Any
 
 from gradledger import envelope
 from gradledger.card import TaskCard, fetch_card, task_codec
@@ -48,6 +48,8 @@ from gradledger.errors import (
     RoundClosedError,
     StaleVersionError,
 )
+from gradledger.logs import say
+from gradledger.metrics import Metrics, ValidatorMetrics
 from gradledger.models import Model
 from gradledger.paillier import PaillierPublicKey, sum_payload
 from gradledger.store import Store
@@ -68,7 +70,6 @@ PATIENCE_SHARE = 0.7  # of verdict_sec; after it a blob that nobody has is unava
 OWNER_FIRST_SEC = 3  # after a deadline, before the first validator pushes the round on
 MEMBERSHIP_SEC = 1.0  # between two looks whether a task has admitted the account
 MEMBERSHIP_LOOKS = 50  # in one step, so that nobody slows it down with tasks by the thousand
-REASON_CHARS_MAX = 500
 PUSH_LIMIT = 100  # members in one `push` or `settle`
 POLL_SEC_DEFAULT = 0.25
 BACKOFF_SEC_FIRST = 0.5
@@ -196,6 +197,8 @@ class Validator:
         Keeps the hashes of judged uploads, so that a replay is named in the log.
     cache_bytes_max : int
         Bound of the blobs kept in memory.
+    metrics : gradledger.metrics.Metrics, optional
+        Where it counts; by default nowhere.
 
     Raises
     ------
@@ -219,6 +222,7 @@ class Validator:
         executor: Executor | None = None,
         state_dir: str | os.PathLike[str] | None = None,
         cache_bytes_max: int = CACHE_BYTES_DEFAULT,
+        metrics: Metrics | None = None,
     ) -> None:
         if not isinstance(key, PrivateKey):
             holder, key = load_key_file(key)
@@ -236,6 +240,7 @@ class Validator:
         self._fetcher = Fetcher(self.store, cache_bytes_max=cache_bytes_max)
         self._cache_bytes_max = cache_bytes_max
         self._seen = None if state_dir is None else SeenUploads(state_dir, account)
+        self._metrics = ValidatorMetrics(metrics or Metrics())
         self._states: dict[str, _TaskState] = {}
         self._stop = threading.Event()
         self._looks = 0
@@ -309,6 +314,7 @@ class Validator:
                 found = self.contract.tasks()
                 for gone in self._states.keys() - {task.id for task in found}:
                     del self._states[gone]
+                    self._metrics.forget(gone)
         except GradledgerError as error:
             self._fault(report, error)
         for name in self._tasks or ():
@@ -351,7 +357,9 @@ class Validator:
             return
         if self.account not in round_.validators:
             state.serves = False  # removed, or admitted after the round was opened: look again
+            self._metrics.forget(task.id)
             return
+        self._metrics.serve(task.id, round_.version)
         if state.work is None or state.work.version != round_.version:
             state.work = _RoundWork(round_.version)
         place = round_.validators.index(self.account)
@@ -425,6 +433,7 @@ class Validator:
         except (RoundClosedError, StaleVersionError, AlreadyDoneError):
             return  # somebody else pushed
         report.pushed += 1
+        self._metrics.pushed.inc()
         self._say(logging.INFO, "pushed", task=task.id, version=version, state=state.name.lower())
 
     def _push(self, action: Action) -> None:
@@ -436,17 +445,16 @@ class Validator:
 
     def _fault(self, report: StepReport, error: Exception, **fields: object) -> None:
         report.faults += 1
+        self._metrics.faults.inc()
         expected = isinstance(error, GradledgerError)
         level = logging.WARNING if expected else logging.ERROR
         self._say(level, "fault", **fields, error=type(error).__name__, reason=error)
         if not expected:
-            log.debug("event=traceback validator=%s", self.account, exc_info=error)
+            say(log, logging.DEBUG, "traceback", validator=self.account, exc_info=error)
 
-    def _say(self, level: int, event: str, **fields: object) -> None:
-        """Log one line, key=value."""
-        if log.isEnabledFor(level):
-            pairs = {"event": event, "validator": self.account, **fields}
-            log.log(level, " ".join(f"{name}={_shown(value)}" for name, value in pairs.items()))
+    def _say(self, level: int, event: str, **fields: Any) -> None:
+        """Log an event of this validator."""
+        say(log, level, event, validator=self.account, **fields)
 
     def _say_once(self, work: _RoundWork, event: str, **fields: object) -> None:
         """Log a warning about a sender once in a round."""
@@ -639,6 +647,7 @@ class _Pass:
     def _skip(self, row: Member, error: Exception, report: StepReport) -> None:
         """Leave an upload for later; a later pass tries again."""
         report.skipped += 1
+        self._v._metrics.skipped.inc()
         self._work.pauses.setdefault(row.upload_hash, _Pause()).grow(time.monotonic())
         is_expected = isinstance(error, GradledgerError)
         level = logging.WARNING if is_expected else logging.ERROR
@@ -646,7 +655,7 @@ class _Pass:
 
     def _say_verdict(self, row: Member, refusal: Refusal | None, report: StepReport) -> None:
         """Log a verdict with its sender and reason."""
-        replay: dict[str, object] = {}
+        replay: dict[str, Any] = {}
         seen = self._v._seen
         if seen is not None:
             earlier = seen.earlier(row.upload_hash)
@@ -657,6 +666,7 @@ class _Pass:
                 seen.note(row.upload_hash, *here)
             except OSError as error:
                 self._v._say(logging.WARNING, "state_not_kept", reason=error)
+        self._v._metrics.judge(refusal.code if refusal else VerdictCode.ACCEPT)
         if refusal is None:
             report.accepted += 1
             self._v._say(logging.INFO, "accepted", **self._of(row))
@@ -682,8 +692,10 @@ class _Pass:
             self._task.id, self._round.version, self._v.account, verdicts
         )
         try:
-            self._v._push(action)
+            with self._v._metrics.attest_sec.time():
+                self._v._push(action)
             report.attested += len(batch)
+            self._v._metrics.attested.inc(len(batch))
         except (RoundClosedError, StaleVersionError) as error:
             self._v._say(logging.INFO, "too_late", task=self._task.id, reason=error)
         except (ContractError, NodeAnswerError) as error:
@@ -733,6 +745,7 @@ class _Pass:
         except (AlreadyDoneError, RoundClosedError, StaleVersionError):
             return  # the quorum was faster
         report.sums += 1
+        self._v._metrics.sums.inc()
         self._v._say(
             logging.INFO,
             "summed",
@@ -776,10 +789,3 @@ class _Pass:
 def _is_accepted(row: Member) -> bool:
     """Whether the validators accepted an upload; one that was paid for silence is in no sum."""
     return row.upload_state is UploadState.PAID and row.upload_reason is VerdictCode.ACCEPT
-
-
-def _shown(value: object) -> str:
-    """Return a value for the log: one word as it is, anything else as a JSON string."""
-    text = str(value)
-    is_word = text.isascii() and text.isprintable() and not set(text) & set(' "=\\')
-    return text if text and is_word else json.dumps(text[:REASON_CHARS_MAX])

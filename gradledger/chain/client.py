@@ -159,6 +159,7 @@ class ChainClient:
 
         self._transport = Transport(connect_sec=self.timeout.connect, answer_sec=self.timeout.read)
         self._chain_id: str | None = None  # the first answer's: other endpoints must agree
+        self.last_info: ChainInfo | None = None  # as last heard
         self._irreversible = 0  # as last heard
         self._resting: dict[int, float] = {}  # endpoint -> until when
         self._lock = threading.Lock()
@@ -424,6 +425,7 @@ class ChainClient:
         end = time.monotonic() + timeout_sec
         info, endpoint = self._confirmed()
         self._irreversible = info.irreversible_block
+        self.last_info = info
         for number in range(signed.first_block, info.irreversible_block + 1):
             if time.monotonic() >= end:
                 break

@@ -29,6 +29,7 @@ from gradledger.demo.view import View
 from gradledger.demo.workers import WorkerError, WorkerPool
 from gradledger.errors import ConfigError, GradledgerError
 from gradledger.localnet.network import Network, NetworkInfo
+from gradledger.logs import LineFormatter
 from owner.owner import Owner
 from owner.paillier_key import PaillierPrivateKey
 from owner.plan import Plan
@@ -225,7 +226,7 @@ def _log_to(path: Path) -> Iterator[None]:
     """Send the parties' log to a file, so that the progress bars stay whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s level=%(levelname)s %(message)s"))
+    handler.setFormatter(LineFormatter())
     logger = logging.getLogger("gradledger")
     logger.addHandler(handler)
     try:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 from dataclasses import fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradledger import logs
 from gradledger.errors import ConfigError
 
 if TYPE_CHECKING:
     from gradledger.chain.client import ChainClient
+    from gradledger.metrics import Metrics
 
 KEY_FILE = "cosign.json"
 RECORD_FILE = "signed.sqlite"
@@ -50,6 +51,8 @@ It listens on loopback. For devices elsewhere, put a web server with TLS before 
 
 def add_commands(commands: Any) -> None:
     """Register `payer` and its commands below `owner`."""
+    from gradledger.metrics import add_option as add_metrics_option
+
     raw = argparse.RawDescriptionHelpFormatter
     group = commands.add_parser(
         "payer",
@@ -71,6 +74,7 @@ def add_commands(commands: Any) -> None:
     run.add_argument(
         "--port", type=int, default=8899, metavar="N", help="default 8899; 0: a free one"
     )
+    add_metrics_option(run)
     limits = run.add_argument_group("limits")
     for name, text in (
         ("per-round", "signatures for one device's upload in a round (default 3)"),
@@ -106,6 +110,7 @@ def _command(
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("-v", "--verbose", action="store_true", help="log each signature")
+    logs.add_options(parser)
     parser.set_defaults(func=action)
     return parser
 
@@ -127,7 +132,7 @@ class _Place:
         from owner.cli import load_network
 
         level = logging.INFO if args.verbose else logging.WARNING
-        logging.basicConfig(level=level, format="%(levelname)s %(message)s", stream=sys.stderr)
+        logs.start(level, form=args.log_format, path=args.log_file)
         network = load_network(args.home) if args.home is not None else {}
         urls = args.chain or network.get("chain")
         if not urls:
@@ -192,16 +197,26 @@ def _setup(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from gradledger.metrics import served
+
+    place = _Place(args)
+    with served(args.metrics) as metrics:
+        return _serve(args, place, metrics)
+
+
+def _serve(args: argparse.Namespace, place: _Place, metrics: Metrics) -> int:
+    """Answer devices until a signal comes."""
     import signal
     import threading
 
     from gradledger.chain.contract import FedLearning
+    from gradledger.metrics import PayerMetrics
     from owner.payer.record import Record
     from owner.payer.rules import ChainView, Cosigner, Limits
     from owner.payer.service import PayerServer
     from owner.payer.setup import check
 
-    place = _Place(args)
+    metrics.watch(place.chain)
     account, key = place.cosign_key()
     given = {one.name: getattr(args, one.name) for one in fields(Limits)}
     limits = Limits(**{name: value for name, value in given.items() if value is not None})
@@ -224,6 +239,7 @@ def _run(args: argparse.Namespace) -> int:
         account=account,
         tasks=args.task,
         limits=limits,
+        metrics=PayerMetrics(metrics),
     )
     server = PayerServer(cosigner, host=args.host, port=args.port)
 

@@ -32,6 +32,8 @@ from gradledger.chain.names import check_account
 from gradledger.chain.payer import ACTIONS, PERMISSION
 from gradledger.chain.transaction import CPU_MS_MAX, Action, Transaction
 from gradledger.errors import BadFieldError, ConfigError, NodeAnswerError, NodeError
+from gradledger.logs import say
+from gradledger.metrics import Metrics, PayerMetrics
 from owner.payer.record import Record, Signed, Used
 
 __all__ = ["ChainView", "Cosigner", "Limits", "Refusal"]
@@ -236,6 +238,8 @@ class Cosigner:
     tasks : sequence of str
     permission : str
     limits : Limits, optional
+    metrics : PayerMetrics, optional
+        Where it and its service count; by default nowhere.
     """
 
     def __init__(
@@ -248,6 +252,7 @@ class Cosigner:
         tasks: Sequence[str],
         permission: str = PERMISSION,
         limits: Limits | None = None,
+        metrics: PayerMetrics | None = None,
     ) -> None:
         if not 1 <= len(tasks) <= TASKS_MAX:
             raise ConfigError(f"expected 1 to {TASKS_MAX} tasks, got {len(tasks)}")
@@ -256,6 +261,7 @@ class Cosigner:
         self.permission = check_account(permission)
         self.tasks = tuple(dict.fromkeys(check_account(task) for task in tasks))
         self.limits = limits or Limits()
+        self.metrics = metrics or PayerMetrics(Metrics())
         self._key = key
         self._abi = contract_abi()
 
@@ -335,7 +341,7 @@ class Cosigner:
                 self.view.forget(task, device)
                 self._check_member(transaction, task, device, version, signer, now)
         except NodeError as error:
-            log.error("the node does not answer: %s", error)
+            say(log, logging.ERROR, "node_unavailable", reason=error)
             raise Refusal("node_unavailable", "the chain cannot be asked now: try again") from None
         name = transaction.actions[0].name
         signed = Signed(
@@ -354,9 +360,11 @@ class Cosigner:
         except sqlite3.IntegrityError:
             raise _replay(signed.trx_id) from None
         except sqlite3.Error as error:
-            log.error("%s cannot be written: %s", self.record.path, error)
+            say(log, logging.ERROR, "not_recorded", path=self.record.path, reason=error)
             raise Refusal("not_recorded", "the payer cannot write its record now") from None
-        log.info("signed %s: %s of %s in %s", signed.trx_id, name, device, task)
+        self.metrics.sign(task, name)
+        facts: dict[str, Any] = {"task": task, "sender": device, "action": name}
+        say(log, logging.INFO, "signed", **facts, transaction=signed.trx_id)
         return {"transaction_id": signed.trx_id, "signature": signed.signature}
 
     # ---- one check after the other ------------------------------------------------------------
@@ -475,7 +483,7 @@ class Cosigner:
         try:
             return ask()
         except sqlite3.Error as error:
-            log.error("%s cannot be read: %s", self.record.path, error)
+            say(log, logging.ERROR, "not_recorded", path=self.record.path, reason=error)
             raise Refusal("not_recorded", "the payer cannot read its record now") from None
 
 

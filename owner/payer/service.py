@@ -16,6 +16,7 @@ from typing import Any
 
 from gradledger.chain.transport import BoundedReader
 from gradledger.errors import ConfigError
+from gradledger.logs import say
 from owner.payer.rules import Cosigner, Refusal, parse_json
 
 __all__ = ["HOST_DEFAULT", "PORT_DEFAULT", "PayerServer"]
@@ -109,8 +110,9 @@ class PayerServer(ThreadingHTTPServer):
         except Refusal as refusal:
             self.count(refusal.code)
             return refusal.status, refusal.to_dict()
-        except Exception:
-            log.exception("a request failed")
+        except Exception as error:
+            kind = type(error).__name__
+            say(log, logging.ERROR, "fault", error=kind, reason=error, exc_info=error)
             self.count("internal_error")
             return 500, {"code": "internal_error", "message": "see the payer's log"}
 
@@ -118,6 +120,7 @@ class PayerServer(ThreadingHTTPServer):
         """Note an answer."""
         with self._counting:
             self.answered[name] += 1
+        self.cosigner.metrics.answer(name)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give the connection a thread, or tell it to come back."""

@@ -111,7 +111,7 @@ def test_run_stops_at_sigterm_and_goes_on(shell):
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if line == "round 0: join\n":
+            if "event=step " in line and line.endswith(" step=join\n"):
                 break
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)

@@ -111,7 +111,7 @@ def test_a_member_with_an_unusable_key_does_not_stop_the_others(make_training, c
     bad.push(owner.contract.join(owner.task, bad.account, low_order, 1))
     published = owner.publish_model(first_model(training.plan), 1)
     assert bad.account not in published.readers and len(published.readers) == 4
-    assert f"{bad.account}: its encryption key is none" in caplog.text
+    assert f"event=no_reader sender={bad.account}" in caplog.text
     data = ValidationData(*points(100, 90))
     issued = owner.issue_validation_sets(1, data, per_class=2, seed=5, wait=False)
     assert sorted(issued) == sorted(p.account for p in training.phones[1:])

@@ -107,7 +107,7 @@ def test_a_wrong_product_is_outvoted_and_named(
     def wait_for_the_log(progress: Progress) -> None:
         until = time.monotonic() + 30
         while (progress.step, progress.done) == ("settle", False) and time.monotonic() < until:
-            if "event=outvoted" in caplog.text:
+            if "event=outvoted validator=" in caplog.text:
                 return
             time.sleep(0.05)
 
@@ -117,9 +117,9 @@ def test_a_wrong_product_is_outvoted_and_named(
     (report,) = reports
     assert (report.outvoted, report.silent, report.bad_copies) == ([liar], [], {})
     lines = [(one.name, one.getMessage()) for one in caplog.records]
-    told = f"round 1: {liar} attested another sum and was outvoted"
+    told = f"event=outvoted task={training.plan.task} version=1 sender={liar}"
     assert ("gradledger.owner", told) in lines
-    said = [line.split() for _, line in lines if line.startswith("event=outvoted")]
+    said = [line.split() for _, line in lines if line.startswith("event=outvoted validator=")]
     assert said and {words[1].partition("=")[2] for words in said} <= {liar, *honest}
     assert all(f"sender={liar}" in words for words in said)
     # The votes are gone from the chain; the state directory still tells.

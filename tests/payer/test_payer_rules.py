@@ -412,7 +412,7 @@ def test_a_full_disk_gets_nothing_signed(world: World, caplog: pytest.LogCapture
             world.view.time += 3600
             signed += 1
     assert (raised.value.status, raised.value.code) == (503, "not_recorded")
-    assert "cannot be written" in caplog.text and "disk is full" in caplog.text
+    assert "event=not_recorded" in caplog.text and "disk is full" in caplog.text
     assert len(world.record.newest(1000)) == signed
     world.record._db.execute("PRAGMA max_page_count = 100000")
     world.view.round.deadline = world.view.time + 100

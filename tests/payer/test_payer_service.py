@@ -209,7 +209,8 @@ def test_what_is_signed_is_logged_without_secrets(
 ) -> None:
     with caplog.at_level(logging.DEBUG):
         _, given = ask(server, "/v1/payer/cosign", world.good())
-    assert f"signed {given['transaction_id']}: fedlearning of phone1 in digits" in caplog.text
+    said = "event=signed task=digits sender=phone1 action=fedlearning"
+    assert f"{said} transaction={given['transaction_id']}" in caplog.text
     assert world.key.to_string() not in caplog.text and given["signature"] not in caplog.text
 
 

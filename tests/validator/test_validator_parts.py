@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from judging import World
 
 from gradledger.cid import cid_v0
@@ -20,7 +18,6 @@ from gradledger.errors import BlobMissingError, ConfigError
 from producer_validation import cli, seen
 from producer_validation.fetching import Fetcher
 from producer_validation.seen import SeenUploads
-from producer_validation.validator import REASON_CHARS_MAX, _shown
 
 WAIT_SEC = 10.0
 
@@ -181,15 +178,6 @@ def test_a_state_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 
 # ---- the log ------------------------------------------------------------------------------------
-
-
-@given(st.text())
-def test_a_value_cannot_begin_another_line_or_field(text: str) -> None:
-    shown = _shown(text)
-    assert len(shown.splitlines()) == 1
-    assert len(shown) <= 6 * REASON_CHARS_MAX + 2
-    if not shown.startswith('"'):
-        assert " " not in shown and "=" not in shown and shown == text
 
 
 # ---- the command line ---------------------------------------------------------------------------

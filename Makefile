@@ -17,6 +17,7 @@ WORKERS ?= 2
 DATA ?= ../shared/data/mnist
 STEPS ?= 20000
 PAYLOADS ?= 100000
+KILLS ?= 200
 SEED ?= 1
 
 READY := $(VENV)/.ready
@@ -25,7 +26,7 @@ READY_TORCH := .venv-torch/.ready
 READY_TENSEAL := .venv-tenseal/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-interop setup-torch setup-tenseal demo test soak test-torch lint types \
+.PHONY: help setup setup-interop setup-torch setup-tenseal demo test soak faults test-torch lint types \
   format contracts check-contracts check-kernels bench bench-csves lock clean
 
 help: ## say what can be made
@@ -85,6 +86,10 @@ soak: setup ## long random runs against the contract (STEPS=N, PAYLOADS=N, SEED=
 	  MALFORMED_PAYLOADS=$(PAYLOADS) MALFORMED_SEED=$(SEED) MALFORMED_OUT=bench/results/malformed.json \
 	  $(BIN)/python -m pytest -q -s -p no:xdist tests/contracts/test_stateful.py \
 	  tests/contracts/test_malformed.py
+
+faults: setup ## kill everything in running trainings, in turn (KILLS=N, SEED=N); results in bench
+	@$(BIN)/gradledger parts fetch >/dev/null
+	@$(BIN)/python -m bench.faults --kills $(KILLS) --seed $(SEED) --out bench/results/faults.json
 
 test-torch: setup-torch ## the tests that need PyTorch
 	@$(BIN)/gradledger parts fetch >/dev/null

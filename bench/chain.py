@@ -361,22 +361,22 @@ def draw(document: dict[str, Any], path: Path) -> None:
         axes.set(xscale="log", xlabel="connections", ylabel=label)
         ticks = sorted({row["connections"] for row in document["runs"]})
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        axes.tick_params(axis="x", which="minor", bottom=False)
+        axes.set_xticks([], minor=True)
     left.set_ylim(0, 1.45 * left.get_ylim()[1])  # room for the legend
     middle.set(yscale="log", ylim=(100, 100_000))
     left.legend(frameon=False, fontsize=8, ncols=2, loc="upper left")
-    rows = document.get("validators") or []
+    rows = document["us_per_upload"]
     batches = sorted({row["verdicts_per_transaction"] for row in rows})
     for batch, colour in zip(batches, _COLOURS, strict=False):
         shown = [row for row in rows if row["verdicts_per_transaction"] == batch]
         label = "one verdict in a transaction" if batch == 1 else f"{batch} verdicts"
         if shown:
             along = [row["validators"] for row in shown]
-            spent = [row["attest_us_per_upload"] for row in shown]
+            spent = [row["us"] for row in shown]
             right.plot(along, spent, color=colour, marker="o", markersize=5, label=label)
     if rows:
         right.set(
-            xlabel="validators", ylabel="us of attest per upload, all validators", yscale="log"
+            xlabel="validators", ylabel="us per upload: recorded, judged, settled", yscale="log"
         )
         right.set_xticks(VALIDATORS, [str(count) for count in VALIDATORS])
         right.legend(frameon=False, fontsize=8)

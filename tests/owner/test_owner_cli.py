@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from played import EXAMPLES, Training, points
+from scraping import scrape, url_in, value
 
 from gradledger.cli import main
 from owner.paillier_key import PaillierPrivateKey
@@ -103,20 +104,24 @@ def test_a_round_step_by_step(shell):
 def test_run_stops_at_sigterm_and_goes_on(shell):
     training: Training = shell.training
     command = [sys.executable, "-m", "gradledger.cli", "owner", "run", "--plan", shell.plan, "-v"]
-    command += shell.options
+    command += [*shell.options, "--metrics", "0", "--log-format", "json"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     training.phones, phones = [], training.phones  # nobody joins: the run waits
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         assert process.stderr is not None
+        url = url_in(process.stderr)
         for line in process.stderr:
-            if "event=step " in line and line.endswith(" step=join\n"):
+            if json.loads(line).get("step") == "join":
                 break
+        shown = scrape(url)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "stopped; the same command goes on from here" in err
+    assert value(shown, "owner_step_seconds_count", step="deposit") == 1
+    assert value(shown, "chain_head_block") > 0
     training.phones = phones
     with training.played():
         code, out, err = shell("run", "--plan", shell.plan)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from device_scene import PRICE, TOKEN, Scene
+from scraping import scrape, url_in, value
 
 from device_sdk import Paid
 from gradledger import envelope
@@ -386,9 +387,18 @@ def test_the_service_on_the_command_line_forgets_nothing(
         assert "PVT_" not in out
     where = (*place, "--account", account, "--task", s.task, "--cpu-ms", "200")
     where += ("--per-device-hour", "1")
-    with service(*where) as (process, said):
+    log = tmp_path / "log"
+    counting = ("--metrics", "0", "--log-format", "json", "--log-file", str(log), "--verbose")
+    with service(*where, *counting) as (process, said):
         assert said["account"] == account and said["tasks"] == [s.task]
         s.device(payer=said["url"]).join(classes=[0])
+        lines = log.read_text().splitlines()
+        found = scrape(url_in(lines))
+        assert value(found, "payer_signatures_total", task=s.task, action="join") == 1
+        assert value(found, "payer_answers_total", code="signed") == 1
+        assert value(found, "chain_head_block") > 0
+        (signed,) = [one for one in map(json.loads, lines) if one["event"] == "signed"]
+        assert (signed["task"], signed["action"]) == (s.task, "join")
         process.kill()
     with pytest.raises(PayerUnavailableError, match="ask the task's owner whether `gradl"):
         s.device(payer=said["url"]).join(classes=[1])

@@ -172,8 +172,8 @@ class ChainClient:
 
     def get_info(self) -> ChainInfo:
         """Return the node's view of head and last irreversible block. Raises NodeError."""
-        self.last_info = self._info()[0]
-        return self.last_info
+        self.last_info = info = self._info()[0]
+        return info
 
     def get_confirmed(self) -> ChainInfo:
         """As `get_info`, with the newest irreversible block that most endpoints have.
@@ -188,8 +188,8 @@ class ChainClient:
         NodeUnavailableError
             No endpoint answers.
         """
-        self.last_info = self._confirmed()[0]
-        return self.last_info
+        self.last_info = info = self._confirmed()[0]
+        return info
 
     def _confirmed(self) -> tuple[ChainInfo, int]:
         """Return `get_confirmed`'s answer, and an endpoint that has this block."""

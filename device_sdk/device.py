@@ -538,7 +538,7 @@ class Device:
         if self.payer is None:
             return self.chain.sign(actions, [self.key], expiration_sec=UPLOAD_SEC)
         (action,) = actions
-        info = self.chain.get_info()
+        info = self.chain.get_confirmed()
         return self.payer.sign(info, action, self.key, expiration_sec=UPLOAD_SEC)
 
     def _cosign(self, signed: Signed) -> Signed:

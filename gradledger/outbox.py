@@ -184,6 +184,11 @@ class Outbox:
         with self._lock:
             self._db.close()
 
+    def __del__(self) -> None:
+        db = getattr(self, "_db", None)  # there is none where `__init__` failed
+        if db is not None:
+            db.close()
+
     # ---- entries ----------------------------------------------------------------------------
 
     def add(

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -179,7 +179,8 @@ class ChainClient:
         """As `get_info`, with the newest irreversible block that most endpoints have.
 
         More than half of the endpoints that answer must call it irreversible, so that a node which
-        lies about that, or is on a fork, is outvoted. With a single endpoint: `get_info`.
+        lies about that, or is on a fork, is outvoted. With a single endpoint: `get_info`. Head and
+        time are those of the endpoint that other calls ask first.
 
         Raises
         ------
@@ -212,7 +213,13 @@ class ChainClient:
         for place, (info, endpoint) in enumerate(heard[needed - 1 :], needed - 1):
             having = [one[1] for one in heard[:place] if self._has(info, *one)] + [endpoint]
             if len(having) >= needed:
-                return info, self._preferred if self._preferred in having else endpoint
+                asked = next((one for one, n in heard if n == self._preferred), info)
+                asked = replace(
+                    asked,
+                    irreversible_block=info.irreversible_block,
+                    irreversible_id=info.irreversible_id,
+                )
+                return asked, self._preferred if self._preferred in having else endpoint
             most = max(most, len(having))
         raise NodeAnswerError(
             f"expected {needed} of {len(heard)} endpoints to agree on an irreversible block, "
@@ -381,7 +388,7 @@ class ChainClient:
         """Sign a transaction as `push` does, and do not send it. Raises NodeError."""
         if not 1 <= expiration_sec <= EXPIRATION_SEC_MAX:
             raise ConfigError(f"expected 1..{EXPIRATION_SEC_MAX} s, got {expiration_sec}")
-        info = self.get_info()
+        info = self.get_confirmed()
         expiration = info.head_time + expiration_sec
         transaction = Transaction.refer(actions, expiration, info.irreversible_id)
         body = transaction.sign(info.chain_id, keys)

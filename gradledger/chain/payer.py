@@ -179,7 +179,7 @@ class Payer:
         PayerUnavailableError, NodeError
             Service or node do not answer. It may have arrived all the same.
         """
-        info = chain.get_info()
+        info = chain.get_confirmed()
         pending = self._find(info, action, key)
         try:
             if not pending.cosigned:

@@ -565,6 +565,20 @@ def test_what_most_endpoints_have_is_irreversible(
         one.get_confirmed()
 
 
+def test_a_transaction_refers_to_what_most_endpoints_have(serve: Callable[[Any], FakeNode]) -> None:
+    liar = telling(90)
+
+    def answer(path: str, document: Any) -> Any:
+        return {"processed": {}} if path.endswith("send_transaction2") else liar(path, document)
+
+    one = client(serve(answer), serve(telling(20)), serve(telling(21)))
+    result = one.push([action("a", "b", "c", b"")], [PrivateKey.generate()])
+    assert result.first_block == 22  # what it is in cannot be overlooked
+    assert result.expiration == T0 + 60  # by the clock of the one that is asked first
+    packed = Transaction.unpack(bytes.fromhex(result.body["packed_trx"]))
+    assert packed.ref_block_num == 21
+
+
 def test_an_endpoint_that_does_not_answer_is_left_alone_for_a_while(
     serve: Callable[[Any], FakeNode],
 ) -> None:

@@ -74,6 +74,10 @@ PUSH_LIMIT = 100  # members in one `push` or `settle`
 POLL_SEC_DEFAULT = 0.25
 BACKOFF_SEC_FIRST = 0.5
 BACKOFF_SEC_MAX = 10.0
+# All members are read to find the new uploads, so that reading at each upload would grow with the
+# square of their number. A row takes about a tenth of this; a few are read as often as need be.
+REST_SEC_PER_MEMBER = 0.001
+MEMBERS_FEW = 100
 MODEL_BYTES_EXTRA = 2**20 + envelope.READERS_MAX * envelope.READER_BYTES
 SET_BYTES_MAX = 2**26
 
@@ -151,6 +155,7 @@ class _RoundWork:
     logged: set[tuple[str, str]] = field(default_factory=set)
     model: Model | None = None
     sum: tuple[bytes, str] | None = None  # hash and CID
+    read_again_at: float = 0.0  # monotonic: when the members are worth reading again
 
 
 @dataclass
@@ -364,8 +369,9 @@ class Validator:
             state.work = _RoundWork(round_.version)
         place = round_.validators.index(self.account)
         if round_.state in (RoundState.OPEN, RoundState.VERIFYING):
-            if round_.pending:
+            if round_.pending and time.monotonic() >= state.work.read_again_at:
                 one = _Pass(self, task, round_, state.work, self._material(task, state), time_now)
+                state.work.read_again_at = time.monotonic() + one.rest_sec
                 one.judge(place, report)
         else:
             self._name_dissenters(task, round_, state.work)
@@ -483,6 +489,7 @@ class _Pass:
         self._time_now = time_now
         rows = validator.contract.members(task.id)
         self._uploads = [row for row in rows if row.upload_version == round_.version]
+        self.rest_sec = REST_SEC_PER_MEMBER * len(rows) if len(rows) > MEMBERS_FEW else 0.0
 
     # ---- verdicts ---------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -447,3 +448,31 @@ def test_the_command_ends_cleanly(
     text = (tmp_path / "log").read_text()
     assert f"event=joined validator={name} task={stage.task}" in text
     assert text.splitlines()[-1].endswith(f"event=stopped validator={name}")
+
+
+def test_the_members_of_a_large_task_are_not_read_again_at_once(
+    oracle: MakeOracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = oracle(devices=2)
+    validator = stage.validator(0)
+    validator.step()
+    stage.open()
+    clock = [1000.0]
+    monkeypatch.setattr("producer_validation.validator.MEMBERS_FEW", 5)
+    monkeypatch.setattr("producer_validation.validator.REST_SEC_PER_MEMBER", 10.0)
+    stopped = SimpleNamespace(**{**vars(time), "monotonic": lambda: clock[0]})
+    monkeypatch.setattr("producer_validation.validator.time", stopped)
+
+    def judged() -> list[bool]:
+        validator.step()
+        rows = [stage.contract.member(stage.task, device) for device in stage.devices]
+        return [row is not None and any(row.verdicts) for row in rows]
+
+    stage.upload(stage.devices[0])
+    assert judged() == [True, False]
+    stage.upload(stage.devices[1])
+    assert judged() == [True, False]
+    clock[0] += 59.0  # two devices and four validators: a minute
+    assert judged() == [True, False]
+    clock[0] += 2.0
+    assert judged() == [True, True]

@@ -127,6 +127,30 @@ class Tally:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a device said of its uploads, by their hashes.
+
+    Attributes
+    ----------
+    acknowledged : set of str
+        Irreversible.
+    abandoned : set of str
+        Not on chain and never to be, for a reason.
+    written : set of str
+        All that its outbox holds.
+    """
+
+    acknowledged: set[str]
+    abandoned: set[str]
+    written: set[str]
+
+    def lost(self, on_chain: set[str]) -> set[str]:
+        """Return the uploads of which something else is true; `on_chain` are this device's."""
+        missing = (self.acknowledged | (self.written - self.abandoned)) - on_chain
+        return missing | (self.abandoned & on_chain)
+
+
 FIGURES = (
     *("uploads", "acknowledged", "abandoned", "payments", "rounds"),
     *("lost", "paid_twice", "escrow_mismatch", "stuck_rounds"),
@@ -475,12 +499,10 @@ class Scene:
         blocks = self._uploads_in_blocks()
         tally.uploads = len(blocks)
         for name in DEVICES:
-            acknowledged, abandoned, written = told[name]
-            tally.acknowledged += len(acknowledged)
-            tally.abandoned += len(abandoned)
+            tally.acknowledged += len(told[name].acknowledged)
+            tally.abandoned += len(told[name].abandoned)
             on_chain = {digest for (device, _), digest in blocks.items() if device == name}
-            missing = (acknowledged | (written - abandoned)) - on_chain
-            missing |= abandoned & on_chain  # said to be abandoned, and it was not
+            missing = told[name].lost(on_chain)
             tally.lost += len(missing)
             tally.notes += [f"lost: {name} {digest}" for digest in sorted(missing)]
         report = audit(self.chain, TASK, keep_payments=True)
@@ -512,8 +534,8 @@ class Scene:
         tally.rounds = len(rounds)
         tally.stuck_rounds += sum(one.state is not RoundState.SETTLED for one in rounds)
 
-    def _resume(self, name: str) -> tuple[set[str], set[str], set[str]]:
-        """Finish a device's outbox; return the hashes acknowledged, abandoned, written down."""
+    def _resume(self, name: str) -> Told:
+        """Finish a device's outbox; return what it said of its uploads."""
         folder = self.home / name
         events = _events(folder)
         acknowledged = {one["hash"] for one in events if one["event"] == "acknowledged"}
@@ -537,7 +559,7 @@ class Scene:
             if entry.state is State.ABANDONED and entry.reason
         }
         acknowledged |= {e.details["hash"] for e in entries if e.state is State.DONE}
-        return acknowledged, abandoned, {entry.details["hash"] for entry in entries}
+        return Told(acknowledged, abandoned, {entry.details["hash"] for entry in entries})
 
     def _uploads_in_blocks(self) -> dict[tuple[str, int], str]:
         """Return the hash of every upload that the irreversible blocks hold."""

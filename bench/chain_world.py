@@ -6,15 +6,16 @@ nodes are started again on the same data with other options on their command lin
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -92,6 +93,20 @@ def device_key(seed: bytes, number: int) -> PrivateKey:
     return PrivateKey(hashlib.blake2b(number.to_bytes(8, "big"), key=seed, digest_size=32).digest())
 
 
+def quiet_network(home: Path, say: Callable[[str], None]) -> Network:
+    """Return a network on ports that nobody else begins his search at.
+
+    Its nodes are stopped and started again: another network must not take their ports meanwhile.
+    """
+    with contextlib.ExitStack() as opened:
+        found = []
+        for _ in range(3):
+            probe = opened.enter_context(socket.socket())
+            probe.bind(("127.0.0.1", 0))
+            found.append(probe.getsockname()[1])
+    return Network(home, http_port=found[0], p2p_port=found[1], kubo_port=found[2], say=say)
+
+
 class Place:
     """A network that is up: where its nodes are and who talks to them.
 
@@ -117,7 +132,7 @@ class Nodes(Place):
     """The nodes of a network under `home`; `running` starts and stops them and keeps their data."""
 
     def __init__(self, home: Path, producers: int, say: Callable[[str], None]) -> None:
-        network = Network(home, say=say)
+        network = quiet_network(home, say)
         network.up(producers=producers, validators=0)
         super().__init__(network)
         network.down()
@@ -125,7 +140,7 @@ class Nodes(Place):
         self._home = home
         self._running: list[Process] = []
 
-    @contextmanager
+    @contextlib.contextmanager
     def running(self, *options: str) -> Iterator[None]:
         """Run the nodes with these options; raises StartError when one does not come up."""
         try:
@@ -136,7 +151,9 @@ class Nodes(Place):
                 log = self._home / "logs" / f"node{number}.log"
                 process = processes.start(f"node{number}", command, log, ports={"http": port})
                 self._running.append(process)
-                processes.wait_until(process, partial(_answers, url), wait_sec=START_SEC_MAX)
+                processes.wait_until(
+                    process, partial(_answers, process, url, port), wait_sec=START_SEC_MAX
+                )
             self.client.wait_until(
                 lambda: abs(time.time() - self.client.get_info().head_time) < 2,
                 timeout_sec=START_SEC_MAX,
@@ -160,8 +177,8 @@ class Nodes(Place):
         return [peak_mb(one.pid) for one in self._running]
 
 
-def _answers(url: str) -> bool:
-    return nodeos.info(url) is not None
+def _answers(process: Process, url: str, port: int) -> bool:
+    return processes.listens(process, port) and nodeos.info(url) is not None
 
 
 def cpu_s(of: str) -> float:

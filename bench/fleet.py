@@ -45,6 +45,7 @@ from bench.chain_world import (
     groups,
     name_of,
     peak_mb,
+    quiet_network,
 )
 from bench.machine import machine
 from gradledger import envelope
@@ -57,7 +58,6 @@ from gradledger.chain.contract import (
     Silence,
     ValidatorsKind,
 )
-from gradledger.localnet.network import Network
 from gradledger.localnet.processes import Process
 from gradledger.models import Model
 from gradledger.store import Store
@@ -247,7 +247,7 @@ class Fleet:
     def __init__(self, home: Path, options: argparse.Namespace, say: Callable[[str], None]) -> None:
         self.home, self.options, self.say = home, options, say
         self.mode = Mode[options.mode.upper()]
-        self.network = Network(home / "net", say=say)
+        self.network = quiet_network(home / "net", say)
 
     def run(self) -> dict[str, Any]:
         """Return the document."""

@@ -244,7 +244,7 @@ def test_killed_at_random(tmp_path):
     everything = given + left
     assert len(set(everything)) == len(everything)
     assert set(everything) <= known
-    assert len(given) > 30
+    assert given
     assert len(known) - len(everything) <= 3 * 30  # a kill loses one transaction's masks at most
 
 

@@ -17,6 +17,7 @@ from gradledger.audit.reader import Step
 from gradledger.chain.abi import Abi
 from gradledger.chain.contract import (
     ERROR_SCALE,
+    TOKEN_ABI,
     Member,
     Mode,
     Role,
@@ -308,7 +309,7 @@ class TaskReplay:
     def _expect_transfer(self, to: str, quantity: Asset, memo: str) -> None:
         data = {"from": self.contract, "to": to, "quantity": quantity, "memo": memo}
         self._expect(
-            self.terms["token_contract"], "transfer", _TOKEN_ABI.pack_action("transfer", data)
+            self.terms["token_contract"], "transfer", TOKEN_ABI.pack_action("transfer", data)
         )
 
     def _withdraw(self, data: Mapping[str, Any]) -> None:
@@ -658,26 +659,9 @@ def _hash(text: str) -> bytes:
 
 
 def _transfer(data: bytes) -> dict[str, Any]:
-    document: dict[str, Any] = _TOKEN_ABI.unpack("transfer", data)
+    document: dict[str, Any] = TOKEN_ABI.unpack("transfer", data)
     return document
 
-
-_TOKEN_ABI = Abi(
-    {
-        "structs": [
-            {
-                "name": "transfer",
-                "fields": [
-                    {"name": "from", "type": "name"},
-                    {"name": "to", "type": "name"},
-                    {"name": "quantity", "type": "asset"},
-                    {"name": "memo", "type": "string"},
-                ],
-            }
-        ],
-        "actions": [{"name": "transfer", "type": "transfer"}],
-    }
-)
 
 _ACTIONS: dict[str, Callable[[TaskReplay, Mapping[str, Any]], None]] = {
     "createtask": TaskReplay._createtask,

@@ -574,13 +574,13 @@ class FedLearning:
 
 def transfer(token_contract: str, payer: str, to: str, quantity: Asset, memo: str = "") -> Action:
     """Return a token transfer."""
-    data = _TOKEN_ABI.pack_action(
+    data = TOKEN_ABI.pack_action(
         "transfer", {"from": payer, "to": to, "quantity": quantity, "memo": memo}
     )
     return action(token_contract, "transfer", payer, data)
 
 
-_TOKEN_ABI = Abi(
+TOKEN_ABI = Abi(
     {
         "structs": [
             {

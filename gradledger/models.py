@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from gradledger.errors import ModelError
+from gradledger.errors import ConfigError, ModelError
+from gradledger.target import Target
 
 __all__ = [
     "ARCHITECTURES",
@@ -61,7 +62,10 @@ class Architecture(Protocol):
         """Return the number of columns of an input."""
 
     def classes(self) -> int:
-        """Return the number of output classes."""
+        """Return the number of outputs: of classes, or 1 for a regression."""
+
+    def regresses(self) -> bool:
+        """Whether the one output is the number to be learnt, and not the score of a class."""
 
     def scores(self, arrays: Mapping[str, FloatArray], x: FloatArray) -> FloatArray:
         """Return the last layer's output, [rows, classes], for inputs [rows, features]."""
@@ -74,33 +78,47 @@ class Mlp:
     ----------
     layers : sequence of int, 2 to 16 entries
         Widths, from the inputs to the classes.
+    identity : bool
+        Whether the last layer, of width 1, is the number that a regression learns.
     """
 
     kind: ClassVar[str] = "mlp"
 
-    def __init__(self, layers: Sequence[int]) -> None:
+    def __init__(self, layers: Sequence[int], *, identity: bool = False) -> None:
         widths = tuple(layers)
         if not 2 <= len(widths) <= LAYERS_MAX:
             raise ModelError(f"an mlp has 2 to {LAYERS_MAX} layers, got {len(widths)}")
         for width in widths:
             if type(width) is not int or not 1 <= width <= UNITS_MAX:
                 raise ModelError(f"a layer has 1 to {UNITS_MAX} units, got {width!r}")
+        if identity and widths[-1] != 1:
+            raise ModelError(f"with output identity one unit in the last layer, got {widths[-1]}")
         self.layers = widths
+        self.identity = identity
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Mlp:
-        """Build from `{"kind": "mlp", "layers": [...], "activation": "relu"}`."""
-        if set(value) != {"kind", "layers", "activation"} or value["kind"] != cls.kind:
-            raise ModelError("an mlp is described by kind, layers and activation, nothing else")
+        """Build from `{"kind": "mlp", "layers": [...], "activation": "relu"}`.
+
+        A regression has `"output": "identity"` as well.
+        """
+        found = set(value) - {"output"}
+        if found != {"kind", "layers", "activation"} or value["kind"] != cls.kind:
+            raise ModelError(
+                "an mlp is described by kind, layers, activation and output, nothing else"
+            )
+        if value.get("output", "identity") != "identity":
+            raise ModelError(f"output identity or none expected, got {value['output']!r:.40}")
         if value["activation"] != "relu":
             raise ModelError(f"activation relu expected, got {value['activation']!r:.40}")
         if not isinstance(value["layers"], (list, tuple)):
             raise ModelError("layers must be a list of widths")
-        return cls(value["layers"])
+        return cls(value["layers"], identity="output" in value)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object that describes this network."""
-        return {"kind": self.kind, "layers": list(self.layers), "activation": "relu"}
+        output = {"output": "identity"} if self.identity else {}
+        return {"kind": self.kind, "layers": list(self.layers), "activation": "relu", **output}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return `w0 [in, out], b0 [out], w1, ...`."""
@@ -117,6 +135,10 @@ class Mlp:
     def classes(self) -> int:
         """Return the width of the last layer."""
         return self.layers[-1]
+
+    def regresses(self) -> bool:
+        """Return whether the last layer is the number to be learnt."""
+        return self.identity
 
     def scores(self, arrays: Mapping[str, FloatArray], x: FloatArray) -> FloatArray:
         """Return the last layer before any softmax."""
@@ -177,18 +199,27 @@ class Model:
         What the parameters mean.
     vector : array of float, shape (parameters,)
         All arrays in the architecture's order, each in C order; finite.
+    target : Target, optional
+        What a regression is measured by: the card's. Other models have none.
 
     Attributes
     ----------
     network : Architecture
     vector : array of float32, shape (parameters,)
         Read-only.
+    target : Target or None
     """
 
     def __init__(
-        self, architecture: Mapping[str, Any] | Architecture, vector: npt.ArrayLike
+        self,
+        architecture: Mapping[str, Any] | Architecture,
+        vector: npt.ArrayLike,
+        target: Target | None = None,
     ) -> None:
         self.network = architecture_from(architecture)
+        self.target = target
+        if target is not None and not self.network.regresses():
+            raise ModelError("a target is for models with output identity")
         values = np.array(vector, dtype="<f4", order="C")
         expected = _count(self.network)
         if values.shape != (expected,):
@@ -223,8 +254,8 @@ class Model:
         return views
 
     def with_vector(self, vector: npt.ArrayLike) -> Model:
-        """Return a model of this architecture with other parameters."""
-        return Model(self.network, vector)
+        """Return a model of this architecture and target with other parameters."""
+        return Model(self.network, vector, self.target)
 
     def with_arrays(self, arrays: Mapping[str, npt.ArrayLike]) -> Model:
         """Return a model of this architecture made of named arrays, each of its exact shape."""
@@ -290,17 +321,41 @@ class Model:
                 out[part] = self.network.scores(arrays, rows[part])
         return out
 
-    def predict(self, x: npt.ArrayLike) -> IntArray:
-        """Return the class of each row of `x`: the argmax of the last layer."""
-        return self.scores(x).argmax(axis=1).astype(np.int64)
+    def predict(self, x: npt.ArrayLike) -> npt.NDArray[Any]:
+        """Return the class of each row of `x`: the argmax of the last layer.
+
+        Of a regression the numbers themselves, float32.
+        """
+        scores = self.scores(x)
+        if self.network.regresses():
+            return scores[:, 0]
+        return scores.argmax(axis=1).astype(np.int64)
 
     def error_micro(self, x: npt.ArrayLike, y: npt.ArrayLike) -> int:
-        """Return the share of wrong answers in 1e-6 units, rounded down."""
+        """Return the share of wrong answers in 1e-6 units, rounded down.
+
+        Of a regression how far off it is: `Target.error_micro`.
+        """
+        if self.network.regresses():
+            return self._measured(Target.error_micro, x, y)
         labels = np.asarray(y)
         if labels.ndim != 1 or not len(labels) or len(labels) != len(np.asarray(x)):
             raise ModelError("one label for each row expected, and at least one row")
         wrong = int(np.count_nonzero(self.predict(x) != labels))
         return wrong * ERROR_SCALE // len(labels)
+
+    def _measured(
+        self,
+        measure: Callable[[Target, npt.ArrayLike, npt.ArrayLike], int],
+        x: npt.ArrayLike,
+        y: npt.ArrayLike,
+    ) -> int:
+        if self.target is None:
+            raise ModelError("a regression is measured by its card's target, which is not given")
+        try:
+            return measure(self.target, self.predict(x), y)
+        except ConfigError as error:
+            raise ModelError(str(error)) from error
 
     def doubt_micro(self, x: npt.ArrayLike, y: npt.ArrayLike) -> int:
         """Return the model's doubt in the right answers, in 1e-6 units, rounded down.
@@ -311,6 +366,8 @@ class Model:
         answered rightly, which are nearly all rows of a trained model.
         """
         labels = np.asarray(y)
+        if self.network.regresses():
+            raise ModelError("a regression has no doubt: the rule gain is not for it")
         if labels.ndim != 1 or not len(labels) or len(labels) != len(np.asarray(x)):
             raise ModelError("one label for each row expected, and at least one row")
         scores = self.scores(x).astype(np.float64)
@@ -339,7 +396,11 @@ class Model:
 
     @classmethod
     def from_bytes(
-        cls, data: bytes, *, architecture: Mapping[str, Any] | Architecture | None = None
+        cls,
+        data: bytes,
+        *,
+        architecture: Mapping[str, Any] | Architecture | None = None,
+        target: Target | None = None,
     ) -> Model:
         """Read a safetensors file.
 
@@ -348,6 +409,8 @@ class Model:
         data : bytes
         architecture : mapping or Architecture, optional
             What the file must hold (the task card's).
+        target : Target, optional
+            The task card's.
 
         Raises
         ------
@@ -373,7 +436,8 @@ class Model:
                 raise ModelError(
                     f"{name}: float32 {shape} expected, got {found.dtype} {found.shape}"
                 )
-        return cls(network, np.concatenate([arrays[name].reshape(-1) for name in shapes]))
+        vector = np.concatenate([arrays[name].reshape(-1) for name in shapes])
+        return cls(network, vector, target)
 
 
 def read_metadata(data: bytes) -> dict[str, str]:
@@ -394,17 +458,25 @@ def dump_validation_set(x: npt.ArrayLike, y: npt.ArrayLike) -> bytes:
     ----------
     x : array of float, shape (m, features)
         Finite.
-    y : array of int, shape (m,)
-        Class of each row.
+    y : array of int or float, shape (m,)
+        Class of each row; floats are what a regression learns.
     """
     rows = np.ascontiguousarray(x, dtype="<f4")
-    labels = np.ascontiguousarray(y, dtype="<i8")
+    labels = np.ascontiguousarray(y, dtype="<f4" if np.asarray(y).dtype.kind == "f" else "<i8")
     _check_validation_set(rows, labels)
     return _dump_safetensors({"y": labels, "x": rows}, {})
 
 
-def load_validation_set(data: bytes) -> tuple[FloatArray, IntArray]:
+def load_validation_set(
+    data: bytes, *, regression: bool = False
+) -> tuple[FloatArray, npt.NDArray[Any]]:
     """Read a validation set: `x` float32 (m, features) and `y` int64 (m,).
+
+    Parameters
+    ----------
+    data : bytes
+    regression : bool
+        Whether the task learns a number: then `y` is float32.
 
     Raises
     ------
@@ -415,8 +487,9 @@ def load_validation_set(data: bytes) -> tuple[FloatArray, IntArray]:
     if set(arrays) != {"x", "y"}:
         raise ModelError(f"arrays x and y expected, got {', '.join(sorted(arrays)):.200}")
     x, y = arrays["x"], arrays["y"]
-    if x.dtype != np.dtype("<f4") or y.dtype != np.dtype("<i8"):
-        raise ModelError(f"x float32 and y int64 expected, got {x.dtype} and {y.dtype}")
+    wanted = np.dtype("<f4" if regression else "<i8")
+    if x.dtype != np.dtype("<f4") or y.dtype != wanted:
+        raise ModelError(f"x float32 and y {wanted} expected, got {x.dtype} and {y.dtype}")
     _check_validation_set(x, y)
     return x, y
 
@@ -426,9 +499,9 @@ def _check_validation_set(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
         raise ModelError(f"x [m, d] and y [m] expected, got {list(x.shape)} and {list(y.shape)}")
     if not 1 <= len(y) <= POINTS_MAX:
         raise ModelError(f"1 to {POINTS_MAX} points expected, got {len(y)}")
-    if not np.isfinite(x).all():
+    if not np.isfinite(x).all() or not np.isfinite(y).all():
         raise ModelError("every value of a validation set must be finite")
-    if int(y.min()) < 0:
+    if y.dtype.kind == "i" and int(y.min()) < 0:
         raise ModelError("labels are not negative")
 
 

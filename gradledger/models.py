@@ -24,7 +24,10 @@ __all__ = [
     "Mlp",
     "Model",
     "architecture_from",
+    "check_points",
+    "dump_arrays",
     "dump_validation_set",
+    "load_arrays",
     "load_validation_set",
     "read_metadata",
 ]
@@ -40,7 +43,11 @@ HEADER_BYTES_MAX = 65_536
 BATCH_ROWS = 4_096  # rows per forward pass: bounds memory
 ERROR_SCALE = 1_000_000
 DOUBT_NATS = 30  # where the logarithm of a doubt is cut off
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "I64": np.dtype("<i8"),
+    "U8": np.dtype("u1"),
+}
 
 
 class Architecture(Protocol):
@@ -392,7 +399,7 @@ class Model:
             To stand beside the architecture; `read_metadata` gives it back.
         """
         architecture = json.dumps(self.architecture, separators=(",", ":"))
-        return _dump_safetensors(self.arrays, {**(metadata or {}), "architecture": architecture})
+        return dump_arrays(self.arrays, {**(metadata or {}), "architecture": architecture})
 
     @classmethod
     def from_bytes(
@@ -418,7 +425,7 @@ class Model:
             The bytes are malformed, the arrays are not those of the architecture, a value is not
             finite, or the architecture is another one than asked for.
         """
-        arrays, metadata = _load_safetensors(data)
+        arrays, metadata = load_arrays(data)
         text = metadata.get("architecture")
         if text is None:
             raise ModelError("the file's metadata must say the architecture")
@@ -442,7 +449,7 @@ class Model:
 
 def read_metadata(data: bytes) -> dict[str, str]:
     """Return the metadata of a safetensors file. Raises ModelError, whatever the bytes."""
-    return _load_safetensors(data)[1]
+    return load_arrays(data)[1]
 
 
 def _generator(seed: int) -> np.random.RandomState:
@@ -463,8 +470,8 @@ def dump_validation_set(x: npt.ArrayLike, y: npt.ArrayLike) -> bytes:
     """
     rows = np.ascontiguousarray(x, dtype="<f4")
     labels = np.ascontiguousarray(y, dtype="<f4" if np.asarray(y).dtype.kind == "f" else "<i8")
-    _check_validation_set(rows, labels)
-    return _dump_safetensors({"y": labels, "x": rows}, {})
+    check_points(rows, labels)
+    return dump_arrays({"y": labels, "x": rows}, {})
 
 
 def load_validation_set(
@@ -483,18 +490,19 @@ def load_validation_set(
     ModelError
         The bytes are malformed, a value is not finite, or a label is negative.
     """
-    arrays, _ = _load_safetensors(data)
+    arrays, _ = load_arrays(data)
     if set(arrays) != {"x", "y"}:
         raise ModelError(f"arrays x and y expected, got {', '.join(sorted(arrays)):.200}")
     x, y = arrays["x"], arrays["y"]
     wanted = np.dtype("<f4" if regression else "<i8")
     if x.dtype != np.dtype("<f4") or y.dtype != wanted:
         raise ModelError(f"x float32 and y {wanted} expected, got {x.dtype} and {y.dtype}")
-    _check_validation_set(x, y)
+    check_points(x, y)
     return x, y
 
 
-def _check_validation_set(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
+def check_points(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
+    """Raise ModelError unless `x` and `y` can be a validation set's."""
     if x.ndim != 2 or y.ndim != 1 or len(x) != len(y):
         raise ModelError(f"x [m, d] and y [m] expected, got {list(x.shape)} and {list(y.shape)}")
     if not 1 <= len(y) <= POINTS_MAX:
@@ -508,7 +516,8 @@ def _check_validation_set(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
 # ---- safetensors: 8 bytes length, JSON header, data ---------------------------------------------
 
 
-def _dump_safetensors(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
+def dump_arrays(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
+    """Return the safetensors file of arrays of float32, int64 or uint8, none of them empty."""
     codes = {dtype: code for code, dtype in _DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -526,8 +535,11 @@ def _dump_safetensors(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[
     )
 
 
-def _load_safetensors(data: bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
-    """Check length, then ranges, then relations; return read-only views and the metadata."""
+def load_arrays(data: bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+    """Read a safetensors file: read-only views and the metadata. Raises ModelError.
+
+    Length is checked first, then ranges, then relations.
+    """
     if len(data) < 8:
         raise ModelError(f"a safetensors file has at least 8 bytes, got {len(data)}")
     (header_bytes,) = struct.unpack_from("<Q", data)
@@ -563,7 +575,7 @@ def _check_entry(name: str, entry: Any, body_bytes: int) -> tuple[Any, tuple[int
         raise ModelError(f"array {name!r:.40}: dtype, shape and data_offsets expected")
     dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
-        raise ModelError(f"array {name!r:.40}: dtype F32 or I64 expected")
+        raise ModelError(f"array {name!r:.40}: dtype F32, I64 or U8 expected")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not isinstance(shape, list) or len(shape) > 4 or not all(_is_size(v) for v in shape):
         raise ModelError(f"array {name!r:.40}: a shape of at most 4 positive sizes expected")

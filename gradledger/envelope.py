@@ -26,6 +26,7 @@ READERS_MAX = 16_384
 PAYLOAD_BYTES_MAX = 2**28
 PARAMETERS_MAX = 2**31 - 1
 CARD_BYTES_MAX = 65_536
+OPENING_SEED_BYTES = 32
 SLOT_BITS_MIN = 17
 SLOT_BITS_MAX = 32
 
@@ -49,6 +50,7 @@ class Kind(IntEnum):
     UPDATE = 3
     SUM = 4
     TASK_CARD = 5
+    OPENING = 6
 
 
 class PayloadCodec(IntEnum):
@@ -65,7 +67,10 @@ _CODECS_OF_KIND = {
     Kind.UPDATE: (PayloadCodec.QUANTISED, PayloadCodec.PAILLIER),
     Kind.SUM: (PayloadCodec.PAILLIER,),
     Kind.TASK_CARD: (PayloadCodec.BYTES,),
+    Kind.OPENING: (PayloadCodec.QUANTISED,),
 }
+_SIZED = (Kind.MODEL, Kind.UPDATE, Kind.SUM, Kind.OPENING)  # that say how many parameters
+_COUNTED = (Kind.UPDATE, Kind.SUM, Kind.OPENING)  # that say how many examples, or updates
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ class Header:
     clip_e6 : int
         Clipping bound x 10^6; 0 for codec BYTES.
     examples : int
-        Update: the data cost. Sum: number of updates in it. Otherwise 0.
+        Update and its opening: the data cost. Sum: number of updates in it. Otherwise 0.
     key_hash : bytes, length 32
         Of the Paillier key; zero unless the codec is PAILLIER.
     sealed : bool
@@ -488,8 +493,8 @@ def _check_relations(header: Header) -> None:
     if not header.sealed and header.nonce != _ZERO_NONCE:
         raise EnvelopeError("nonce: expected zeros in an envelope that is not sealed")
     _check_presence("version", header.version, kind != Kind.TASK_CARD)
-    _check_presence("parameters", header.parameters, kind in (Kind.MODEL, Kind.UPDATE, Kind.SUM))
-    _check_presence("examples", header.examples, kind in (Kind.UPDATE, Kind.SUM))
+    _check_presence("parameters", header.parameters, kind in _SIZED)
+    _check_presence("examples", header.examples, kind in _COUNTED)
     _check_presence("clip_e6", header.clip_e6, codec != PayloadCodec.BYTES)
     _check_presence("slot_bits", header.slot_bits, codec == PayloadCodec.PAILLIER)
     if codec == PayloadCodec.PAILLIER and header.slot_bits < SLOT_BITS_MIN:
@@ -498,9 +503,17 @@ def _check_relations(header: Header) -> None:
         )
     if (header.key_hash != _ZERO_HASH) != (codec == PayloadCodec.PAILLIER):
         raise EnvelopeError("key_hash: expected one in codec 2 and zeros otherwise")
-    if codec == PayloadCodec.QUANTISED and header.payload_bytes != 2 * header.parameters:
+    if kind == Kind.OPENING and not header.sealed:
+        raise EnvelopeError("sealed: expected 1 in an opening, got 0")
+    seed_bytes = OPENING_SEED_BYTES if kind == Kind.OPENING else 0
+    if (
+        codec == PayloadCodec.QUANTISED
+        and header.payload_bytes != seed_bytes + 2 * header.parameters
+    ):
+        seed = f"a seed of {seed_bytes} bytes and " if seed_bytes else ""
         raise EnvelopeError(
-            f"payload_bytes: expected 2 x {header.parameters} codes, got {header.payload_bytes}"
+            f"payload_bytes: expected {seed}2 x {header.parameters} codes, "
+            f"got {header.payload_bytes}"
         )
     if kind == Kind.TASK_CARD and header.payload_bytes > CARD_BYTES_MAX:
         raise EnvelopeError(

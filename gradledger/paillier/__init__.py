@@ -11,11 +11,13 @@ from gradledger.paillier.public import (
     split_sum_payload,
     sum_payload,
 )
+from gradledger.paillier.seeded import SEED_BYTES
 
 __all__ = [
     "BITS_DEFAULT",
     "BITS_MAX",
     "BITS_MIN",
+    "SEED_BYTES",
     "SMALL_FACTOR_MAX",
     "PaillierPublicKey",
     "backend",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _COMB_SMALL = (7, 8)  # teeth, blocks: 1,024 entries
 _COMB_LARGE = (10, 14)  # 14,336 entries, 12 MB at 3072 bits
 _COMB_LARGE_FROM = 48  # ciphertexts in an update from which the large table pays within 5 rounds
+_COMB_LARGE_ONCE_FROM = 192  # and from which it pays within one
 _SHARE = 16  # ciphertexts that a thread decrypts at a time
 
 
@@ -48,7 +49,7 @@ class Gmpy2:
         """
         return codec.quantise(values)
 
-    def comb_size(self, fast: bool, ciphertexts: int) -> tuple[int, int]:
+    def comb_size(self, fast: bool, ciphertexts: int, *, once: bool = False) -> tuple[int, int]:
         """Return the size of table that suits an update.
 
         Parameters
@@ -57,13 +58,16 @@ class Gmpy2:
             Whether look-ups may be at addresses that depend on exponents. Here they always are.
         ciphertexts : int
             In the update.
+        once : bool
+            Whether the table serves this update alone.
 
         Returns
         -------
         tuple of int, int
             Teeth and blocks, for `comb`.
         """
-        return _COMB_LARGE if ciphertexts >= _COMB_LARGE_FROM else _COMB_SMALL
+        pays_from = _COMB_LARGE_ONCE_FROM if once else _COMB_LARGE_FROM
+        return _COMB_LARGE if ciphertexts >= pays_from else _COMB_SMALL
 
     def comb(
         self, n: int, hs: int, exponent_bits: int, fast: bool, size: tuple[int, int]

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 API = 1
 
 _MODULE = "gradledger.paillier._native"
+_COMB_ONCE = (6, 8)  # teeth, blocks: quickly filled
+_COMB_ONCE_GROUPS = 24  # groups of lanes up to which that table pays if it serves one update
+_COMB_ONCE_GROUPS_FAST = 64  # and beside the large table of `fast`
 _SHARE = 32  # ciphertexts that a thread decrypts at a time, a multiple of every kernel's lanes
 _SIZE, _POINTER, _INT = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -128,9 +131,10 @@ class Native:
             raise CodecError(f"value {place} is not finite: {values[place]!r}")
         return codes
 
-    def comb_size(self, fast: bool, ciphertexts: int) -> tuple[int, int]:
-        """Return (0, 0): the kernel knows its best table."""
-        return 0, 0
+    def comb_size(self, fast: bool, ciphertexts: int, *, once: bool = False) -> tuple[int, int]:
+        """Return a small table for a short update; otherwise (0, 0), the kernel's own choice."""
+        groups = _COMB_ONCE_GROUPS_FAST if fast else _COMB_ONCE_GROUPS
+        return _COMB_ONCE if once and ciphertexts <= groups * self.lanes else (0, 0)
 
     def comb(
         self, n: int, hs: int, exponent_bits: int, fast: bool, size: tuple[int, int]

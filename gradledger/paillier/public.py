@@ -9,12 +9,14 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from gradledger.errors import ConfigError, PaillierError
 from gradledger.paillier import engines
-from gradledger.paillier.encrypting import ENCRYPTORS, check_threads, codes_of
+from gradledger.paillier.encrypting import ENCRYPTORS, Encryptor, check_threads, codes_of
 from gradledger.paillier.gmpy import read
+from gradledger.paillier.seeded import SeededRandomness
 
 if TYPE_CHECKING:
     from gradledger.codec import Codec
@@ -219,6 +221,7 @@ class PaillierPublicKey:
         fast: bool = False,
         strict: bool = False,
         masks: MaskStore | None = None,
+        seed: bytes | None = None,
         threads: int = 1,
     ) -> bytes:
         """Encrypt an update.
@@ -238,6 +241,10 @@ class PaillierPublicKey:
         masks : MaskStore, optional
             Blind with masks made ahead, one for each ciphertext, in place of exponents: no
             assumption but Paillier's. Each is deleted for good before it is used.
+        seed : bytes, length 32, optional
+            Let the base and all exponents follow from it, so that whoever has update and seed gets
+            the same bytes: for tasks that audit uploads. Fresh from the operating system for each
+            update, and as secret as the update itself.
         threads : int, 1..256
             How many work at once. Masks leave them nothing to do.
 
@@ -251,19 +258,21 @@ class PaillierPublicKey:
         CodecError
             The update does not fit the codec, or a value is not finite (its place is named).
         PaillierError
-            `threads` is out of bounds.
+            `threads` is out of bounds, or `seed` is not 32 bytes.
         ConfigError
-            `masks` with `fast` or `strict`, or the file of masks cannot be used.
+            `masks` with `fast` or `strict`, `seed` with `masks` or `strict`, or the file of masks
+            cannot be used.
         KeyMismatchError, MasksShortError
             The masks are for another key, or too few are ready; none was taken.
 
         Notes
         -----
-        Randomness comes from the operating system. The comb table is kept for the next round.
+        Randomness comes from the operating system, and the comb table is kept for the next round;
+        but with a seed it follows from that alone, and the table serves this update only.
         """
         return b"".join(
             self.encrypt_stream(
-                update, codec, fast=fast, strict=strict, masks=masks, threads=threads
+                update, codec, fast=fast, strict=strict, masks=masks, seed=seed, threads=threads
             )
         )
 
@@ -275,13 +284,14 @@ class PaillierPublicKey:
         fast: bool = False,
         strict: bool = False,
         masks: MaskStore | None = None,
+        seed: bytes | None = None,
         threads: int = 1,
     ) -> Iterator[bytes]:
         """Encrypt an update in blocks, for vectors whose ciphertexts do not fit into memory.
 
         Parameters
         ----------
-        update, codec, fast, strict, masks, threads
+        update, codec, fast, strict, masks, seed, threads
             As `encrypt` takes them; `update` may be a `numpy.memmap`.
 
         Returns
@@ -297,11 +307,27 @@ class PaillierPublicKey:
         check_threads(threads)
         if masks is not None and (fast or strict):
             raise ConfigError("masks: expected neither fast nor strict beside them")
+        if seed is not None and (masks is not None or strict):
+            raise ConfigError(
+                "seed: expected neither masks nor strict beside it: in an audit the update is "
+                "encrypted again from the seed alone, with exponents of half of n's length"
+            )
         codes = codes_of(update, codec)
+        if seed is not None:
+            return self._encrypt_seeded(codes, codec, seed, fast, threads)
         if masks is not None:
             return masks.blocks(self, codes, codec)
         encryptor = ENCRYPTORS.get(self.n, codec.plaintexts(self.bits), fast=fast, strict=strict)
         return encryptor.blocks(codes, codec, secrets.token_bytes, threads)
+
+    def _encrypt_seeded(
+        self, codes: NDArray[np.uint16], codec: Codec, seed: bytes, fast: bool, threads: int
+    ) -> Iterator[bytes]:
+        randomness = SeededRandomness(self.n, self.key_hash, seed, codes)
+        size = engines.current().comb_size(fast, codec.plaintexts(self.bits), once=True)
+        encryptor = Encryptor(self.n, randomness.unit(), fast=fast, size=size)
+        exponents = randomness.exponents(encryptor.exponent_bits)
+        return encryptor.blocks(codes, codec, exponents, threads)
 
     def add(self, payloads: Iterable[bytes], codec: Codec, *, threads: int = 1) -> bytes:
         """Return the encrypted sum of updates, taking them one by one.

@@ -67,6 +67,20 @@ CASES = {
         bytes(range(256)) * 4,
         ("alice", "bob"),
     ),
+    "opening_quantised": (
+        Header(
+            Kind.OPENING,
+            PayloadCodec.QUANTISED,
+            "digits",
+            "phone.1",
+            version=3,
+            parameters=5,
+            clip_e6=500_000,
+            examples=600,
+        ),
+        bytes(range(50, 82)) + bytes.fromhex("0000 0100 0001 ff7f ffff"),
+        ("alice", "carol"),
+    ),
     "sum_paillier": (
         Header(
             Kind.SUM,

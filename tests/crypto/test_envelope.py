@@ -37,6 +37,8 @@ QUANTISED = dataclasses.replace(
     UPDATE, codec=PayloadCodec.QUANTISED, slot_bits=0, key_hash=bytes(32)
 )
 
+OPENING = dataclasses.replace(QUANTISED, kind=Kind.OPENING)
+
 
 def readers(**secrets):
     return {name: envelope.public_key_of(secret) for name, secret in secrets.items()}
@@ -55,7 +57,7 @@ def header_of(truth):
 
 def test_there_are_golden_files_of_every_kind_and_codec():
     seen = {(truth["header"]["kind"], truth["header"]["codec"]) for truth in TRUTH.values()}
-    assert seen == {(1, 0), (2, 0), (3, 1), (3, 2), (4, 2), (5, 0)}
+    assert seen == {(1, 0), (2, 0), (3, 1), (3, 2), (4, 2), (5, 0), (6, 1)}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -222,11 +224,12 @@ def encoded(**changes):
         ({"magic": b"GLF\1"}, "expected an envelope (b'GLE'), got b'GLF'"),
         ({"magic": b"GLE\0"}, "expected format version 1, got 0"),
         ({"magic": b"GLE\2"}, "expected format version 1, got 2"),
-        ({"kind": 0}, "kind: expected one of 1, 2, 3, 4, 5, got 0"),
-        ({"kind": 6}, "kind: expected one of 1, 2, 3, 4, 5, got 6"),
+        ({"kind": 0}, "kind: expected one of 1, 2, 3, 4, 5, 6, got 0"),
+        ({"kind": 7}, "kind: expected one of 1, 2, 3, 4, 5, 6, got 7"),
         ({"codec": 3}, "codec: expected one of 0, 1, 2, got 3"),
         ({"kind": 1}, "codec of kind 1: expected 0, got 2"),
         ({"kind": 4, "codec": 1}, "codec of kind 4: expected 2, got 1"),
+        ({"kind": 6}, "codec of kind 6: expected 1, got 2"),
         ({"codec": 0}, "codec of kind 3: expected 1 or 2, got 0"),
         ({"task": 0}, "task: expected an account name, got an empty one"),
         ({"sender": 0}, "sender: expected an account name, got an empty one"),
@@ -311,6 +314,26 @@ def test_task_card_is_bounded():
         envelope.plain(card, bytes(65_537))
     with pytest.raises(EnvelopeError, match="version: expected 0, got 1"):
         envelope.plain(dataclasses.replace(card, version=1), b"")
+
+
+def test_an_opening_is_sealed_and_has_a_seed_and_every_code():
+    to = readers(bob=BOB)
+    parsed = envelope.parse(envelope.seal(OPENING, bytes(range(46)), to))
+    assert parsed.header.examples == 10
+    assert parsed.open("bob", BOB) == bytes(range(46))
+    with pytest.raises(EnvelopeError, match=r"^sealed: expected 1 in an opening, got 0$"):
+        envelope.plain(OPENING, bytes(46))
+    for size in (0, 14, 32, 45, 47, 48):
+        with pytest.raises(
+            EnvelopeError,
+            match=f"^payload_bytes: expected a seed of 32 bytes and 2 x 7 codes, got {size}$",
+        ):
+            envelope.seal(OPENING, bytes(size), to)
+    for field in ("version", "parameters", "clip_e6", "examples"):
+        with pytest.raises(EnvelopeError, match=f"^{field}: expected more than 0, got 0$"):
+            envelope.seal(dataclasses.replace(OPENING, **{field: 0}), bytes(46), to)
+    with pytest.raises(EnvelopeError, match=r"^codec of kind 6: expected 1, got 2$"):
+        envelope.seal(dataclasses.replace(UPDATE, kind=Kind.OPENING), bytes(46), to)
 
 
 @pytest.mark.parametrize(

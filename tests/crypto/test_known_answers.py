@@ -15,6 +15,7 @@ from gradledger.paillier import PaillierPublicKey
 from gradledger.paillier import masks as masks_module
 from gradledger.paillier.encrypting import Encryptor
 from gradledger.paillier.masks import MaskStore
+from gradledger.paillier.seeded import SeededRandomness
 from owner.paillier_key import PaillierPrivateKey
 
 VECTORS = json.loads(
@@ -129,6 +130,20 @@ def test_masks(vector, key, codec, codes, tmp_path, monkeypatch):
     payload = key.public.encrypt(codes, codec, masks=store)
     assert payload.hex() == vector["masks"]["ciphertexts"]
     assert len(store) == 0
+
+
+@cases(slow=True)
+def test_seed(vector, key, codec, codes, backend):
+    known = vector["seeded"]
+    seed = bytes.fromhex(known["seed"])
+    randomness = SeededRandomness(key.public.n, key.public.key_hash, seed, codes)
+    exponents = bytes.fromhex(known["exponents"])
+    assert f"{randomness.unit():x}" == known["unit"]
+    assert randomness.exponents(key.public.bits // 2)(len(exponents)) == exponents
+    for fast in (False, True):
+        payload = key.public.encrypt(codes, codec, seed=seed, fast=fast)
+        assert payload.hex() == known["ciphertexts"]
+    assert (key.decrypt_sums(payload, codec, 1) == codes).all()
 
 
 # ---- adding and decrypting --------------------------------------------------------------------

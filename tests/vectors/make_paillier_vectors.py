@@ -14,13 +14,15 @@ unit            x; h = -x^2 mod n, hs = h^n mod n^2
 exponents       short and strict: one per ciphertext, little endian, bits(n)/2 and bits(n)+128 bits
 units           masks: r of each ciphertext, big endian, as long as n
 ciphertexts     short, strict and masks: (1 + m n) hs^a, and (1 + m n) r^n, mod n^2, big endian
-sum             the three updates added: the product, place by place
+seeded          seed, and what follows from it and the codes: unit, exponents, ciphertexts
+sum             short, strict and masks added: the product, place by place
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,19 @@ def prime(label: str, bits: int) -> int:
     while any(number % small == 0 for small in range(3, 1000, 2)) or not is_prime(number):
         number += 4
     return number
+
+
+def derived(prefix: bytes, n: int, count: int) -> tuple[int, list[int]]:
+    """Return the unit and the first exponents that follow from a prefix with a seed."""
+
+    def drawn(use: int, counter: int, bits: int) -> int:
+        given = hashlib.shake_256(prefix + bytes([use]) + counter.to_bytes(8, "little"))
+        return int.from_bytes(given.digest((bits + 7) // 8), "little") % (1 << bits)
+
+    bits = n.bit_length()
+    candidates = (drawn(1, counter, bits) for counter in range(256))
+    unit = next(each for each in candidates if 0 < each < n and math.gcd(each, n) == 1)
+    return unit, [drawn(2, place, (bits + 1) // 2) for place in range(count)]
 
 
 def vector(bits: int) -> dict[str, Any]:
@@ -103,11 +118,25 @@ def vector(bits: int) -> dict[str, Any]:
         ]
         found[mode]["ciphertexts"] = b"".join(c.to_bytes(width, "big") for c in ciphertexts).hex()
         total = [left * right % square for left, right in zip(total, ciphertexts, strict=True)]
+    seed = stream(f"seed {bits}", 32)
+    key_hash = hashlib.sha256(n.to_bytes(bits // 8, "big")).digest()
+    prefix = b"gradledger paillier" + key_hash + seed + hashlib.sha256(codes).digest()
+    seeded_unit, exponents_of_seed = derived(prefix, n, count)
+    seeded_hs = pow(-seeded_unit * seeded_unit % n, n, square)
+    found["seeded"] = {
+        "seed": seed.hex(),
+        "unit": f"{seeded_unit:x}",
+        "exponents": b"".join(a.to_bytes(bits // 16, "little") for a in exponents_of_seed).hex(),
+        "ciphertexts": b"".join(
+            ((1 + plaintext * n) * pow(seeded_hs, exponent, square) % square).to_bytes(width, "big")
+            for plaintext, exponent in zip(plaintexts, exponents_of_seed, strict=True)
+        ).hex(),
+    }
     return {
         "bits": bits,
         "p": f"{p:x}",
         "q": f"{q:x}",
-        "key_hash": hashlib.sha256(n.to_bytes(bits // 8, "big")).hexdigest(),
+        "key_hash": key_hash.hex(),
         "parameters": PARAMETERS,
         "slot_bits": SLOT_BITS,
         "clip_e6": CLIP_E6,

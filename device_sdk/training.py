@@ -2,8 +2,8 @@
 
 Both helpers (`training_sklearn`, `training_torch`) walk through `TrainingRecipe.runs`, so that two
 devices with the same data take the same steps. The recipe fixes the rest as well: mini-batch
-gradient descent on the mean cross entropy, constant rate, momentum 0.9 that starts at zero in each
-round, no weight decay, float32.
+gradient descent on the mean cross entropy, or for a regression on half the mean squared error,
+constant rate, momentum 0.9 that starts at zero in each round, no weight decay, float32.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import hashlib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gradledger.chain.contract import Rule
 from gradledger.errors import ConfigError
-from gradledger.models import FloatArray, IntArray, Model
+from gradledger.models import Architecture, FloatArray, Model
 
 __all__ = ["MOMENTUM", "TrainingData", "TrainingRecipe"]
 
@@ -63,16 +64,17 @@ class TrainingRecipe:
         """Learning rate."""
         return self.rate_e6 / 1e6
 
-    def measure(self, model: Model, validation: tuple[FloatArray, IntArray]) -> int:
+    def measure(self, model: Model, validation: tuple[FloatArray, npt.NDArray[Any]]) -> int:
         """Return the error of a model as the round's rule wants it, in 1e-6 units.
 
-        The share of wrong answers; under the rule gain the model's doubt.
+        The share of wrong answers, or how far off a regression is; under the rule gain the model's
+        doubt.
         """
         if self.rule is Rule.GAIN:
             return model.doubt_micro(*validation)
         return model.error_micro(*validation)
 
-    def closing(self, model: Model, validation: tuple[FloatArray, IntArray]) -> list[int]:
+    def closing(self, model: Model, validation: tuple[FloatArray, npt.NDArray[Any]]) -> list[int]:
         """Return what follows the measured errors: behind doubts the share of wrong answers."""
         return [model.error_micro(*validation)] if self.rule is Rule.GAIN else []
 
@@ -125,8 +127,8 @@ class TrainingData:
     Parameters
     ----------
     x : array of float, shape (examples, features)
-    y : array of int, shape (examples,)
-        Class of each row; a device need not have every class.
+    y : array of int or float, shape (examples,)
+        Class of each row; a device need not have every class. For a regression floats.
 
     Notes
     -----
@@ -136,26 +138,34 @@ class TrainingData:
 
     def __init__(self, x: npt.ArrayLike, y: npt.ArrayLike) -> None:
         rows = np.ascontiguousarray(x, dtype=np.float32)
-        labels = np.ascontiguousarray(y, dtype=np.int64)
+        is_float = np.asarray(y).dtype.kind == "f"
+        labels = np.ascontiguousarray(y, dtype=np.float32 if is_float else np.int64)
         if rows.ndim != 2 or labels.shape != (len(rows),) or not len(rows):
             found = f"{list(rows.shape)} and {list(labels.shape)}"
             raise ConfigError(f"x [examples, features] and y [examples] expected, got {found}")
-        if not np.isfinite(rows).all() or int(labels.min()) < 0:
-            raise ConfigError("every value of x must be finite and no label negative")
+        if not np.isfinite(rows).all() or not np.isfinite(labels).all():
+            raise ConfigError("every value of x and y must be finite")
+        if not is_float and int(labels.min()) < 0:
+            raise ConfigError("no label may be negative")
         keys = [
             hashlib.sha256(row.tobytes() + label.tobytes()).digest()
             for row, label in zip(rows, labels, strict=True)
         ]
         order = sorted(range(len(keys)), key=keys.__getitem__)
         self.x: npt.NDArray[np.float32] = rows[order]
-        self.y: npt.NDArray[np.int64] = labels[order]
+        self.y: npt.NDArray[Any] = labels[order]
 
     def __len__(self) -> int:
         return len(self.y)
 
-    def check(self, features: int, classes: int) -> None:
+    def check(self, network: Architecture) -> None:
         """Refuse data that does not fit a model's inputs and outputs."""
-        if self.x.shape[1] != features:
-            raise ConfigError(f"the model takes {features} features, got {self.x.shape[1]}")
-        if int(self.y.max()) >= classes:
-            raise ConfigError(f"labels below {classes} expected, got {int(self.y.max())}")
+        if self.x.shape[1] != network.features():
+            raise ConfigError(
+                f"the model takes {network.features()} features, got {self.x.shape[1]}"
+            )
+        if network.regresses() != (self.y.dtype.kind == "f"):
+            wanted = "floats" if network.regresses() else "integers, one for each class"
+            raise ConfigError(f"the model learns {wanted}: got y of {self.y.dtype}")
+        if not network.regresses() and int(self.y.max()) >= network.classes():
+            raise ConfigError(f"labels below {network.classes()} expected, got {int(self.y.max())}")

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy.typing as npt
 import torch
 
 from device_sdk.training import MOMENTUM, TrainingData, TrainingRecipe
 from gradledger.errors import ConfigError
-from gradledger.models import FloatArray, IntArray, Mlp, Model
+from gradledger.models import FloatArray, Mlp, Model
 
 __all__ = ["torch_fit"]
 
 
 def torch_fit(
     x: npt.ArrayLike, y: npt.ArrayLike, recipe: TrainingRecipe
-) -> Callable[[Model, tuple[FloatArray, IntArray]], tuple[Model, list[int]]]:
+) -> Callable[[Model, tuple[FloatArray, npt.NDArray[Any]]], tuple[Model, list[int]]]:
     """Return a `fit` for `Round.train` that follows the recipe with PyTorch.
 
     Parameters
     ----------
     x : array of float, shape (examples, features)
-    y : array of int, shape (examples,)
+    y : array of int or float, shape (examples,)
+        Floats for a regression.
     recipe : TrainingRecipe
         `round.recipe`.
 
@@ -39,11 +41,13 @@ def torch_fit(
     """
     data = TrainingData(x, y)
 
-    def fit(model: Model, validation: tuple[FloatArray, IntArray]) -> tuple[Model, list[int]]:
+    def fit(
+        model: Model, validation: tuple[FloatArray, npt.NDArray[Any]]
+    ) -> tuple[Model, list[int]]:
         network = model.network
         if not isinstance(network, Mlp):
             raise ConfigError(f"this helper trains models of kind mlp, got {network.kind}")
-        data.check(network.features(), network.classes())
+        data.check(network)
         errors: list[int] = []
         with _one_thread():
             weights = {
@@ -56,7 +60,7 @@ def torch_fit(
                 for batch in torch.from_numpy(rows).split(recipe.batch_size) if len(rows) else ():
                     optimiser.zero_grad()
                     scores = _scores(network, weights, inputs[batch])
-                    torch.nn.functional.cross_entropy(scores, labels[batch]).backward()
+                    _loss(network, scores, labels[batch]).backward()
                     optimiser.step()
                 if measures:
                     model = model.with_arrays({k: v.detach().numpy() for k, v in weights.items()})
@@ -64,6 +68,12 @@ def torch_fit(
         return model, errors + recipe.closing(model, validation)
 
     return fit
+
+
+def _loss(network: Mlp, scores: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    if network.identity:
+        return torch.nn.functional.mse_loss(scores[:, 0], y) / 2
+    return torch.nn.functional.cross_entropy(scores, y)
 
 
 def _scores(network: Mlp, weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:

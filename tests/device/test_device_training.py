@@ -12,8 +12,9 @@ from device_sdk.training import TrainingData, TrainingRecipe
 from device_sdk.training_sklearn import sklearn_fit
 from gradledger import csves
 from gradledger.chain.contract import Rule
-from gradledger.errors import ConfigError
+from gradledger.errors import ConfigError, ModelError
 from gradledger.models import Model
+from gradledger.target import Target
 
 RECIPE = TrainingRecipe(version=3, epochs=3, batch_size=16, rate_e6=50_000, measures=5, seed=9)
 
@@ -25,8 +26,26 @@ def digits(layers: tuple[int, ...]) -> tuple[Model, np.ndarray, np.ndarray]:
     return model, (raw.data / 16).astype(np.float32), raw.target % layers[-1]
 
 
+def waves(layers: tuple[int, ...]) -> tuple[Model, np.ndarray, np.ndarray]:
+    """Return a regression's model, inputs and numbers."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(600, layers[0])).astype(np.float32)
+    y = (np.sin(x[:, 0]) + x[:, 1] + rng.normal(0, 0.1, 600)).astype(np.float32)
+    described = {
+        "kind": "mlp",
+        "layers": list(layers),
+        "activation": "relu",
+        "output": "identity",
+    }
+    drawn = Model.random_glorot(described, 1)
+    return Model(described, drawn.vector, Target((0.0,), 2.0, 0.5)), x, y
+
+
 def by_hand(model: Model, x: np.ndarray, y: np.ndarray, recipe: TrainingRecipe) -> Model:
-    """Follow the recipe in float64: descent with momentum 0.9 on the mean cross entropy."""
+    """Follow the recipe in float64: descent with momentum 0.9.
+
+    On the mean cross entropy, or for a regression on half the mean squared error.
+    """
     data = TrainingData(x, y)
     arrays = {name: array.astype(np.float64) for name, array in model.arrays.items()}
     speed = {name: np.zeros_like(array) for name, array in arrays.items()}
@@ -38,9 +57,12 @@ def by_hand(model: Model, x: np.ndarray, y: np.ndarray, recipe: TrainingRecipe) 
             for i in range(depth):
                 z = layers[-1] @ arrays[f"w{i}"] + arrays[f"b{i}"]
                 layers.append(np.maximum(z, 0) if i < depth - 1 else z)
-            p = np.exp(layers[-1] - layers[-1].max(axis=1, keepdims=True))
-            d = p / p.sum(axis=1, keepdims=True)
-            d[np.arange(len(part)), data.y[part]] -= 1
+            if model.network.regresses():
+                d = layers[-1] - data.y[part, None]
+            else:
+                p = np.exp(layers[-1] - layers[-1].max(axis=1, keepdims=True))
+                d = p / p.sum(axis=1, keepdims=True)
+                d[np.arange(len(part)), data.y[part]] -= 1
             d /= len(part)
             grads = {}
             for i in reversed(range(depth)):
@@ -105,6 +127,28 @@ def test_sklearn_follows_the_recipe(layers: tuple[int, ...]) -> None:
     assert errors[-1] < errors[0]
 
 
+@pytest.mark.parametrize("layers", [(3, 16, 1), (3, 1), (3, 8, 4, 1)])
+def test_a_regression_follows_the_recipe(layers: tuple[int, ...]) -> None:
+    model, x, y = waves(layers)
+    check = x[400:], y[400:]
+    trained, errors = sklearn_fit(x[:310], y[:310], RECIPE)(model, check)
+    np.testing.assert_allclose(
+        trained.vector, by_hand(model, x[:310], y[:310], RECIPE).vector, atol=1e-5
+    )
+    assert errors[0] == model.error_micro(*check) > 2 * errors[-1]
+    assert errors[-1] == trained.error_micro(*check)
+    order = np.random.default_rng(0).permutation(310)
+    again, _ = sklearn_fit(x[order], y[order].astype(np.float64), RECIPE)(model, check)
+    assert again.to_bytes() == trained.to_bytes()
+
+
+def test_a_training_that_diverges_says_so() -> None:
+    model, x, y = waves((3, 16, 1))
+    recipe = dataclasses.replace(RECIPE, rate_e6=4_000_000, epochs=50)
+    with pytest.raises(ModelError, match="diverged, at rate 4"):
+        sklearn_fit(x, y, recipe)(model, (x, y))
+
+
 def test_under_the_rule_gain_doubts_are_measured_and_then_the_wrong_answers() -> None:
     model, x, y = digits((64, 32, 10))
     recipe = dataclasses.replace(RECIPE, rule=Rule.GAIN)
@@ -154,6 +198,14 @@ def test_data_that_does_not_fit() -> None:
         sklearn_fit(x[:5, :4], y[:5], RECIPE)(model, (x, y))
     with pytest.raises(ConfigError, match="labels below 10"):
         sklearn_fit(x[:1], [10], RECIPE)(model, (x, y))
+    with pytest.raises(ConfigError, match="learns integers"):
+        sklearn_fit(x[:1], [1.0], RECIPE)(model, (x, y))
+    model, x, y = waves((3, 1))
+    with pytest.raises(ConfigError, match="learns floats"):
+        sklearn_fit(x[:1], [1], RECIPE)(model, (x, y))
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ConfigError, match="finite"):
+            sklearn_fit(x[:1], [bad], RECIPE)
 
 
 @pytest.mark.parametrize("layers", [(64, 32, 10), (64, 10), (64, 20, 2)])
@@ -171,3 +223,15 @@ def test_torch_follows_the_recipe_and_agrees_with_sklearn(layers: tuple[int, ...
     theirs, their_errors = sklearn_fit(x[:310], y[:310], RECIPE)(model, validation)
     np.testing.assert_allclose(trained.vector, theirs.vector, atol=1e-4)
     assert errors == their_errors
+
+
+def test_torch_trains_a_regression_as_sklearn_does() -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    from device_sdk.training_torch import torch_fit
+
+    model, x, y = waves((3, 16, 1))
+    check = x[400:], y[400:]
+    trained, errors = torch_fit(x[:310], y[:310], RECIPE)(model, check)
+    theirs, their_errors = sklearn_fit(x[:310], y[:310], RECIPE)(model, check)
+    np.testing.assert_allclose(trained.vector, theirs.vector, atol=1e-5)
+    np.testing.assert_allclose(errors, their_errors, atol=10)

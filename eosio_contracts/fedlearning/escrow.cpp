@@ -55,11 +55,14 @@ void fedlearning::decide(const task& row, round& head, member& upload, uint8_t r
    int64_t amount = 0;
    checked_price(upload.upload_cost, head.price, amount);  // fits: it was reserved
    head.reserved -= amount;
-   --head.pending;
+   const bool is_audit = upload.upload_state == upload_drawn;
+   --(is_audit ? head.drawn : upload.upload_state == upload_accepted ? head.held : head.pending);
    upload.upload_reason = reason;
    upload.upload_state = pays ? upload_paid : upload_refused;
    if (!pays) {
       ++head.refused;
+      const bool is_caught = is_audit && reason != reason_silence && reason != reason_undelivered;
+      if (is_caught) upload.barred_until = head.version + row.terms.bar_rounds;
       return;
    }
    if (reason == verdict_accept) ++head.accepted;

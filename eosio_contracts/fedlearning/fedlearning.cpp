@@ -20,7 +20,8 @@ task_terms read_task_terms(reader& in) {
    get_cid_digest("card_cid", cid);
    terms.card_cid.length = cid_chars;
    memcpy(terms.card_cid.chars, cid.bytes(), cid_chars);
-   terms.card_hash = in.get<hash256>();
+   constexpr uint32_t tail = offsetof(task_terms, card_hash);
+   memcpy(reinterpret_cast<char*>(&terms) + tail, in.take(sizeof terms - tail), sizeof terms - tail);
    return terms;
 }
 
@@ -42,12 +43,32 @@ void fedlearning::call(name act, reader in) {
          if (act == "fedlearning"_n) return fedlearn(task, device, version, hash, cid, cost, errors);
          return uploadgrad(task, device, version, hash, cid, cost, errors);
       }
-      case "attest"_n.value: {
+      case "reveal"_n.value:
+      case "openupload"_n.value: {
+         const auto device = in.get<name>();
+         const auto version = in.get<uint32_t>();
+         const auto cid = in.get_vector<char>();
+         in.finish();
+         if (act == "reveal"_n) return reveal(task, device, version, cid);
+         return openupload(task, device, version, cid);
+      }
+      case "commitlot"_n.value:
+      case "reveallot"_n.value: {
+         const auto version = in.get<uint32_t>();
+         const auto validator = in.get<name>();
+         const auto hash = in.get<hash256>();
+         in.finish();
+         if (act == "commitlot"_n) return commitlot(task, version, validator, hash);
+         return reveallot(task, version, validator, hash);
+      }
+      case "attest"_n.value:
+      case "attestaudit"_n.value: {
          const auto version = in.get<uint32_t>();
          const auto validator = in.get<name>();
          const auto verdicts = in.get_vector<verdict>();
          in.finish();
-         return attest(task, version, validator, verdicts);
+         if (act == "attest"_n) return attest(task, version, validator, verdicts);
+         return attestaudit(task, version, validator, verdicts);
       }
       case "payment"_n.value: {
          const auto version = in.get<uint32_t>();

@@ -2,6 +2,7 @@
 
 #include "../common/cid.hpp"
 #include "../common/csves.hpp"
+#include "../common/lots.hpp"
 #include "../common/merkle.hpp"
 #include "../common/price.hpp"
 #include "../common/quorum.hpp"
@@ -14,6 +15,7 @@ namespace gradledger {
 
 using eosio::name;
 class reader;
+class round_row;
 
 /// Limits that hold for every task. A task may ask for less, never for more.
 namespace limits {
@@ -26,6 +28,7 @@ constexpr uint32_t prefix_max = 16;           ///< hashes of a task with the sam
 constexpr uint32_t attest_max = 500;          ///< verdicts in one `attest`
 constexpr uint32_t phase_sec_max = 30 * 86400;///< length of one phase of a round
 constexpr uint32_t sum_min_floor = 3;         ///< fewest devices whose sum may be released
+constexpr uint32_t bar_rounds_max = 10'000;
 }  // namespace limits
 
 enum mode : uint8_t { mode_paillier = 0, mode_sealed = 1 };
@@ -34,12 +37,21 @@ enum validators_kind : uint8_t { validators_named = 0, validators_producers = 1 
 enum silence : uint8_t { silence_refund = 0, silence_pay = 1 };
 enum round_state : uint8_t {
    round_open = 1,       ///< uploads and verdicts
-   round_verifying = 2,  ///< closed to uploads; some verdicts still pending
-   round_summing = 3,    ///< every verdict is in; the validators attest the sum (paillier mode)
-   round_summed = 4,     ///< the sum is attested, or none will be
-   round_settled = 5     ///< Merkle root recorded, transient RAM handed back
+   round_verifying = 2,  ///< closed to uploads; CIDs are revealed, some verdicts still pending
+   round_drawing = 3,    ///< every verdict is in; the lots are revealed and decide who is audited
+   round_auditing = 4,   ///< who was drawn opens its upload; verdicts on that
+   round_summing = 5,    ///< the validators attest the sum (paillier mode)
+   round_summed = 6,     ///< the sum is attested, or none will be
+   round_settled = 7     ///< Merkle root recorded, transient RAM handed back
 };
-enum upload_state : uint8_t { upload_none = 0, upload_pending = 1, upload_paid = 2, upload_refused = 3 };
+enum upload_state : uint8_t {
+   upload_none = 0,
+   upload_pending = 1,   ///< waits for verdicts
+   upload_paid = 2,
+   upload_refused = 3,
+   upload_accepted = 4,  ///< its pay waits for the lots
+   upload_drawn = 5      ///< its pay waits for an audit
+};
 
 /// A validator's verdict on one upload; 0 in member::verdicts means "none yet".
 enum verdict_code : uint8_t {
@@ -51,10 +63,19 @@ enum verdict_code : uint8_t {
    verdict_wrong_key = 6,        ///< made under another Paillier key
    verdict_out_of_range = 7,     ///< a ciphertext or code outside its range
    verdict_duplicate = 8,        ///< the same payload as another device's
-   verdict_error_mismatch = 9,   ///< sealed mode: the measured error is not the reported one
-   verdict_code_last = 9,
+   verdict_error_mismatch = 9,   ///< a measured error is not the reported one
+   verdict_replayed_series = 10, ///< nor is it new: the device has reported this series before
+   verdict_copied_series = 11,   ///< nor is it its own: another device reported this series
+   verdict_class_claim = 12,     ///< a declared class that the update knows nothing of
+   verdict_no_update = 13,       ///< an update of zero
+   verdict_norm = 14,            ///< an update longer than the round's norm_max_e6
+   verdict_no_gain = 15,         ///< the measured doubt did not fall
+   verdict_opening_mismatch = 16,///< audit: what was opened is not what was uploaded
+   verdict_unrevealed = 17,      ///< the CID was not revealed in time
+   verdict_code_last = 17,
    reason_silence = 20,          ///< nobody judged in time and the task refunds silence
-   reason_undelivered = 21       ///< nobody pushed the payment before the last deadline
+   reason_undelivered = 21,      ///< nobody pushed the payment before the last deadline
+   reason_unanswered = 22        ///< drawn for an audit, and not opened in time
 };
 
 /*
@@ -112,6 +133,8 @@ struct task_terms {
    hash256  key_hash;         ///< SHA-256 of n, big endian without leading zeros (zero in sealed mode)
    cid_text card_cid;         ///< the task card on IPFS (CIDv0): key n, class names, description
    hash256  card_hash;        ///< SHA-256 of the card's bytes
+   uint32_t lot_e6;          ///< share of the accepted uploads that each validator's lot draws; 0: no audits
+   uint16_t bar_rounds;      ///< for how many rounds who fails an audit may not upload
 };
 
 /// What one round adds. In the action it follows `model_cid`, the CIDv0 of the envelope of the model
@@ -123,10 +146,13 @@ struct round_terms {
    uint32_t open_sec;        ///< uploads are taken for so long
    uint32_t verdict_sec;     ///< then verdicts; after as long again nothing is paid any more
    uint32_t sum_sec;         ///< then the sum
+   uint32_t reveal_sec;      ///< CIDs are revealed for so long once the round is closed; 0: with the upload
+   uint32_t audit_sec;       ///< length of drawing, and of auditing; 0 in a task without lots
    uint16_t close_after;     ///< the owner may close early after so many uploads; 0: never
    uint8_t  rule;            ///< enum rule
    uint32_t tau;             ///< CSVES-Th threshold, 1e-6 units
    uint32_t eta_e6;          ///< aggregation rate x 1e6
+   uint32_t norm_max_e6;     ///< largest L2 norm of an update x 1e6, where validators see it; 0: no bound
    recipe   training;
 };
 
@@ -140,6 +166,12 @@ struct verdict {
 struct sum_vote {
    hash256 hash;   ///< SHA-256 of the sum's plaintext bytes; zero: no vote yet
    hash256 cid;    ///< digest of the CIDv0 of that validator's sealed copy
+};
+
+/// One validator's part in deciding who is audited, see common/lots.hpp.
+struct lot {
+   hash256 commitment;   ///< zero: none yet
+   hash256 value;        ///< zero: not revealed
 };
 
 /**
@@ -185,18 +217,22 @@ struct [[eosio::table("members")]] member {
    hash256     set_hash;        ///< SHA-256 of the envelope
    uint32_t    upload_version;  ///< round of the newest upload; 0: none
    hash256     upload_hash;
-   hash256     upload_cid;      ///< digest of the CIDv0
+   hash256     upload_cid;      ///< digest of the CIDv0; zero: not revealed yet
+   hash256     series_hash;     ///< SHA-256 of v_E as little-endian 32-bit integers
    uint32_t    upload_cost;     ///< examples
-   uint32_t    error_first;     ///< first and last of v_E, 1e-6 units
+   uint32_t    error_first;     ///< first, last but one and last of v_E, 1e-6 units
+   uint32_t    error_before;    ///< of one point: that point
    uint32_t    error_last;
    uint8_t     upload_state;    ///< enum upload_state
-   uint8_t     upload_reason;   ///< verdict code of the decision; 0 while pending
-   hash256     verdicts;        ///< byte i: verdict code of validator i of the round
+   uint8_t     upload_reason;   ///< verdict code of the decision; 0 while there is none
+   uint32_t    barred_until;    ///< last round in which it may not upload; 0: none
+   hash256     opening_cid;     ///< digest of the CIDv0 of the opened upload, in an audit; zero: none
+   hash256     verdicts;        ///< byte i: verdict code of validator i of the round; anew in an audit
 };
 
 /**
- * Table `rounds`, scope: the task. RAM: the task's owner; `validators`, `sums` and `frontier`
- * are emptied by `settle`, the rest stays as the record that any payment can be proven against.
+ * Table `rounds`, scope: the task. RAM: the task's owner; `validators`, `sums`, `lots` and
+ * `frontier` are emptied by `settle`, the rest stays as the record that any payment can be proven against.
  */
 struct [[eosio::table("rounds")]] round {
    uint32_t       version;
@@ -210,15 +246,23 @@ struct [[eosio::table("rounds")]] round {
    seconds        verdict_deadline;  ///< set when the round closes
    uint32_t       sum_sec;
    seconds        sum_deadline;      ///< set when the last verdict is in
+   uint32_t       reveal_sec;
+   seconds        reveal_deadline;   ///< set when the round closes; 0 without reveal_sec
+   uint32_t       audit_sec;
+   seconds        audit_deadline;    ///< of drawing, then of auditing; set when each begins
+   uint32_t       opened_block;      ///< number of the block that has `openround`
    uint16_t       close_after;
    uint8_t        rule;
    uint32_t       tau;
    uint32_t       eta_e6;
+   uint32_t       norm_max_e6;
    recipe         training;
    uint32_t       uploads;
    uint32_t       pending;
    uint32_t       accepted;          ///< by the validators; only these are in the sum
-   uint32_t       refused;           ///< the rest of `uploads`: pending, or paid for silence
+   uint32_t       refused;           ///< the rest of `uploads`: below, pending, or paid for silence
+   uint32_t       held;              ///< accepted, and not yet drawn or paid
+   uint32_t       drawn;             ///< under audit
    int64_t        reserved;
    int64_t        paid;
    hash256        sum_hash;          ///< attested by the quorum; zero: none
@@ -226,18 +270,19 @@ struct [[eosio::table("rounds")]] round {
    hash256        root;              ///< Merkle root over the uploads, set by `settle`
    uint32_t       settled;           ///< uploads already in the tree
    name           cursor;            ///< the next account `settle` and `push` look at
-   // Behind it lie three vectors, see round_row:
+   // Behind it lie four vectors, see round_row:
    //   name[] validators      the round's validators, ascending
    //   sum_vote[] sums        one per validator
+   //   lot[] lots             one per validator
    //   hash256[] frontier     16 subtree roots of the growing tree
 };
 
 #pragma pack(pop)
 
 // The serialised sizes; a change here is a change of the ABI.
-static_assert(sizeof(recipe) == 18 && sizeof(task_terms) == 151 && sizeof(round_terms) == 89);
-static_assert(sizeof(task) == 199 && sizeof(member) == 232 && sizeof(round) == 274);
-static_assert(sizeof(verdict) == 33 && sizeof(sum_vote) == 64);
+static_assert(sizeof(recipe) == 18 && sizeof(task_terms) == 157 && sizeof(round_terms) == 101);
+static_assert(sizeof(task) == 205 && sizeof(member) == 304 && sizeof(round) == 306);
+static_assert(sizeof(verdict) == 33 && sizeof(sum_vote) == 64 && sizeof(lot) == 64);
 
 /**
  * Records federated-learning contributions and pays for them out of escrow.
@@ -246,7 +291,8 @@ static_assert(sizeof(verdict) == 33 && sizeof(sum_vote) == 64);
  * contract account's own key can call them.
  *
  * Every refusal is a `check` whose message is `code: what was expected and what came`.
- * One round of a task at a time: open -> verifying -> summing -> summed -> settled.
+ * One round of a task at a time: open -> verifying -> summing -> summed -> settled; in a task with lots
+ * drawing and auditing come between verifying and summing.
  */
 class [[eosio::contract("fedlearning")]] fedlearning : public eosio::contract {
 public:
@@ -289,16 +335,39 @@ public:
    void fedlearn(name task, name device, uint32_t version, view<char> hash, view<char> cid,
                  uint32_t cost, view<uint32_t> errors);
 
+   /// In a round with reveal_sec: tell the CID of this round's upload, once the round is closed.
+   /// @pre state verifying, before the reveal deadline. @auth device
+   void reveal(name task, name device, uint32_t version, view<char> cid);
+
+   /// Tell the CID of this round's opened upload (docs/protocol.md), since it was drawn for an audit.
+   /// @pre state auditing, before its deadline. @auth device
+   void openupload(name task, name device, uint32_t version, view<char> cid);
+
    /// UploadGradient: checks every field, CSVES and the budget; records and reserves.
    /// @auth the contract alone
    void uploadgrad(name task, name device, uint32_t version, view<char> hash, view<char> cid,
                    uint32_t cost, view<uint32_t> errors);
 
-   /// Verdicts of one validator on uploads of round `version`. At a quorum of equal codes an upload
-   /// is paid or refused, in this transaction. A verdict on an upload that is decided already is
-   /// recorded without effect, so that a late batch does not fail; a second one is refused. An
-   /// undecided upload takes verdicts until twice verdict_sec after closing. @auth validator
+   /// Verdicts of one validator on uploads of round `version`. At a quorum of acceptances an upload is
+   /// paid, in this transaction (in a task with lots its pay waits for them); at a quorum of refusals,
+   /// whatever their reasons, it is refused, for the reason that most of them gave (of equals the
+   /// smallest code). A verdict on an upload that is decided already is recorded without effect (once it
+   /// is drawn: ignored), so that a late batch does not fail; a second one is refused. An undecided
+   /// upload takes verdicts until twice verdict_sec after the reveal deadline (or closing).
+   /// @auth validator
    void attest(name task, uint32_t version, name validator, view<verdict> verdicts);
+
+   /// Verdicts of one validator on drawn uploads, from what their devices opened; as `attest`, but that
+   /// a quorum of refusals also bars the device. Until twice audit_sec after auditing began.
+   /// @auth validator
+   void attestaudit(name task, uint32_t version, name validator, view<verdict> verdicts);
+
+   /// Commit to a value that will decide which uploads are audited, before there are any.
+   /// @pre state open, no upload yet. @auth validator
+   void commitlot(name task, uint32_t version, name validator, const hash256& commitment);
+
+   /// Reveal the value behind `commitlot`. @pre state drawing. @auth validator
+   void reveallot(name task, uint32_t version, name validator, const hash256& value);
 
    /// Payment: sends `quantity`, which `attest` or `push` took from the round's reserve, to the
    /// device. @auth the contract alone
@@ -314,11 +383,14 @@ public:
    /// close_after uploads are in.
    void closeround(name task, uint32_t version, name caller);
 
-   /// Decide up to `limit` uploads that got no verdict in time, as the task's `silence` says;
-   /// after twice verdict_sec all of them are refunded. Anyone, after the verdict deadline. In state
-   /// summing, after the sum deadline: give the sum up. `start` may be left out; otherwise it is the
-   /// member to begin with instead of where the last call ended, so that a device that cannot be
-   /// paid (its own contract refuses the money) holds up nobody behind it.
+   /// Push up to `limit` members' uploads on, each phase once its deadline has passed; anyone.
+   /// Verifying: what got no verdict is decided as the task's `silence` says. Drawing (also before the
+   /// deadline, once all lots are revealed): what is drawn is put under audit, the rest is paid.
+   /// Auditing: what was not opened is refused and its device barred, what was opened and got no verdict
+   /// is decided by `silence`. After twice the phase's length all that is left is refunded. Summing: the
+   /// sum is given up. `start` may be left out; otherwise it is the member to begin with instead of
+   /// where the last call ended, so that a device that cannot be paid (its own contract refuses the
+   /// money) holds up nobody behind it.
    void push(name task, uint32_t version, uint16_t limit, name start);
 
    /// Put up to `limit` members' uploads into the Merkle tree, in ascending order of account; with
@@ -338,8 +410,15 @@ private:
    /// Refuse every caller but an inline action of this contract.
    void check_internal() const;
 
-   /// Pay an upload or give its reserve back, and say why. The caller saves round and upload.
+   /// Pay an upload or give its reserve back, and say why; who fails an audit is barred. The caller
+   /// saves round and upload.
    void decide(const task& row, round& head, member& upload, uint8_t reason, bool pays);
+
+   /// `attest`, or (is_audit) `attestaudit`.
+   void judge(name task, uint32_t version, name validator, view<verdict> verdicts, bool is_audit);
+
+   /// What `push` does with one upload of the round. @return whether it changed
+   bool push_upload(const task& task, round_row& row, member& upload, uint8_t phase, bool is_last);
 };
 
 }  // namespace gradledger

@@ -8,6 +8,9 @@
 #include <eosio/db.h>
 #include <eosio/system.h>
 
+/// Of protocol feature GET_BLOCK_NUM; the CDT's headers do not declare it everywhere.
+extern "C" __attribute__((import_name("get_block_num"), eosio_wasm_import)) uint32_t get_block_num();
+
 namespace gradledger {
 
 // ---- refusals -------------------------------------------------------------------------------
@@ -212,7 +215,7 @@ struct stored {
    void save() const { db_update_i64(at, same_payer, &row, sizeof row); }
 };
 
-/// A row of table `rounds` with its three vectors.
+/// A row of table `rounds` with its four vectors.
 class round_row {
 public:
    int32_t at;
@@ -224,7 +227,11 @@ public:
    void         set_vote(uint32_t index, const sum_vote& vote) {
       memcpy(bytes_ + votes_at() + index * sizeof(sum_vote), &vote, sizeof vote);
    }
-   hash256* frontier() { return reinterpret_cast<hash256*>(bytes_ + votes_at() + validators() * sizeof(sum_vote) + 1); }
+   lot          draw(uint32_t index) const { return read<lot>(lots_at() + index * sizeof(lot)); }
+   void         set_draw(uint32_t index, const lot& draw) {
+      memcpy(bytes_ + lots_at() + index * sizeof(lot), &draw, sizeof draw);
+   }
+   hash256* frontier() { return reinterpret_cast<hash256*>(bytes_ + frontier_at()); }
 
    /// Position of `account` among the validators, or their number.
    uint32_t position(name account) const {
@@ -239,13 +246,14 @@ public:
       bytes_[sizeof(round)] = static_cast<char>(count);
       memcpy(bytes_ + names_at(), accounts, count * sizeof(name));
       bytes_[votes_at() - 1] = static_cast<char>(count);
-      bytes_[votes_at() + count * sizeof(sum_vote)] = static_cast<char>(merkle_levels);
-      size_ = votes_at() + count * sizeof(sum_vote) + 1 + merkle_levels * sizeof(hash256);
+      bytes_[lots_at() - 1] = static_cast<char>(count);
+      bytes_[frontier_at() - 1] = static_cast<char>(merkle_levels);
+      size_ = frontier_at() + merkle_levels * sizeof(hash256);
    }
    /// Empty the vectors.
    void shrink() {
-      memset(bytes_ + sizeof(round), 0, 3);
-      size_ = sizeof(round) + 3;
+      memset(bytes_ + sizeof(round), 0, vectors);
+      size_ = sizeof(round) + vectors;
    }
 
    void load(name self, name task, uint32_t version) {
@@ -267,9 +275,14 @@ private:
    }
    uint32_t names_at() const { return sizeof(round) + 1; }
    uint32_t votes_at() const { return names_at() + validators() * sizeof(name) + 1; }
+   uint32_t lots_at() const { return votes_at() + validators() * sizeof(sum_vote) + 1; }
+   uint32_t frontier_at() const { return lots_at() + validators() * sizeof(lot) + 1; }
+
+   static constexpr uint32_t vectors = 4;  // each begins with a byte of its length
 
    uint32_t size_;
-   char     bytes_[sizeof(round) + 3 + limits::validators_max * (sizeof(name) + sizeof(sum_vote)) +
+   char     bytes_[sizeof(round) + vectors +
+               limits::validators_max * (sizeof(name) + sizeof(sum_vote) + sizeof(lot)) +
                merkle_levels * sizeof(hash256)];
 };
 

@@ -13,6 +13,9 @@ void check_round_terms(const task_terms& task, const round_terms& terms) {
    check_range("open_sec", terms.open_sec, 1, limits::phase_sec_max);
    check_range("verdict_sec", terms.verdict_sec, 1, limits::phase_sec_max);
    check_range("sum_sec", terms.sum_sec, 1, limits::phase_sec_max);
+   check_range("reveal_sec", terms.reveal_sec, 0, limits::phase_sec_max);
+   const bool has_lots = task.lot_e6 != 0;
+   check_range("audit_sec", terms.audit_sec, has_lots, has_lots ? limits::phase_sec_max : 0);
    check_range("rule", terms.rule, rule_trend, rule_gain);
    check_range("tau", terms.tau, 0, limits::error_scale + 1);
    check_range("training.epochs", terms.training.epochs, 1, UINT16_MAX);
@@ -84,6 +87,24 @@ bool visit_members(name self, name id, round& head, uint16_t limit, Visit&& visi
    return at < 0;
 }
 
+/// Whether every lot that was committed to is revealed.
+bool is_drawn_up(const round_row& row) {
+   for (uint32_t v = 0; v < row.validators(); ++v) {
+      const lot draw = row.draw(v);
+      if (!draw.commitment.is_zero() && draw.value.is_zero()) return false;
+   }
+   return true;
+}
+
+/// Whether any lot draws the upload with this hash for an audit.
+bool is_drawn(const task& task, const round_row& row, const hash256& upload) {
+   for (uint32_t v = 0; v < row.validators(); ++v) {
+      const lot draw = row.draw(v);
+      if (!draw.value.is_zero() && draws(draw.value, upload, task.terms.lot_e6, host_sha256())) return true;
+   }
+   return false;
+}
+
 /// The leaf of an upload: docs/protocol.md section 5.
 hash256 upload_leaf(const task& row, const round& head, const member& upload) {
    struct [[gnu::packed]] {
@@ -136,10 +157,14 @@ void fedlearning::openround(name id, uint32_t version, view<char> model_cid, con
    head.deadline = now() + terms.open_sec;
    head.verdict_sec = terms.verdict_sec;
    head.sum_sec = terms.sum_sec;
+   head.reveal_sec = terms.reveal_sec;
+   head.audit_sec = terms.audit_sec;
+   head.opened_block = get_block_num();
    head.close_after = terms.close_after;
    head.rule = terms.rule;
    head.tau = terms.tau;
    head.eta_e6 = terms.eta_e6;
+   head.norm_max_e6 = terms.norm_max_e6;
    head.training = terms.training;
    row.lay_out(validators, count);
    row.store(id, task.row.owner);
@@ -160,7 +185,8 @@ void fedlearning::closeround(name id, uint32_t version, name caller) {
    if (now() < head.deadline && !is_early_allowed)
       fail("deadline_not_passed: expected a time of at least ", head.deadline, ", it is ", now());
    head.state = round_verifying;
-   head.verdict_deadline = now() + head.verdict_sec;
+   if (head.reveal_sec != 0) head.reveal_deadline = now() + head.reveal_sec;
+   head.verdict_deadline = now() + head.reveal_sec + head.verdict_sec;
    advance(task.row, head);
    row.save();
 }
@@ -171,27 +197,56 @@ void fedlearning::push(name id, uint32_t version, uint16_t limit, name start) {
    round_row row;
    row.load(get_self(), id, version);
    round& head = row.head();
-   if (head.state == round_open) fail_state("round_not_closed", "verifying or summing", head);
-   if (head.state != round_verifying && head.state != round_summing)
-      fail_state("not_summing", "verifying or summing", head);
-   const seconds deadline = head.state == round_verifying ? head.verdict_deadline : head.sum_deadline;
-   if (now() < deadline) fail("deadline_not_passed: expected a time of at least ", deadline, ", it is ", now());
+   constexpr auto phases = "verifying, drawing, auditing or summing";
+   if (head.state == round_open) fail_state("round_not_closed", phases, head);
+   if (head.state > round_summing) fail_state("not_summing", phases, head);
+   const bool    is_audit = head.state == round_drawing || head.state == round_auditing;
+   const seconds deadline = is_audit                         ? head.audit_deadline
+                            : head.state == round_verifying ? head.verdict_deadline
+                                                            : head.sum_deadline;
+   if (now() < deadline && !(head.state == round_drawing && is_drawn_up(row)))
+      fail("deadline_not_passed: expected a time of at least ", deadline, ", it is ", now());
    if (head.state == round_summing) {
       head.state = round_summed;
-   } else {
-      const bool is_last = now() >= head.verdict_deadline + head.verdict_sec;
-      const bool pays = !is_last && task.row.terms.silence == silence_pay;
-      const name cursor = head.cursor;
-      if (start != name()) head.cursor = start;
-      visit_members(get_self(), id, head, limit, [&](stored<member>& upload) {
-         if (upload.row.upload_version != version || upload.row.upload_state != upload_pending) return;
-         decide(task.row, head, upload.row, is_last ? reason_undelivered : reason_silence, pays);
-         upload.save();
-      });
-      if (start != name()) head.cursor = cursor;
-      advance(task.row, head);
+      row.save();
+      return;
    }
+   const bool is_last = now() >= deadline + (is_audit ? head.audit_sec : head.verdict_sec);
+   const name cursor = head.cursor;
+   if (start != name()) head.cursor = start;
+   const uint8_t phase = head.state;
+   visit_members(get_self(), id, head, limit, [&](stored<member>& upload) {
+      if (upload.row.upload_version != version) return;
+      if (push_upload(task.row, row, upload.row, phase, is_last)) upload.save();
+   });
+   if (start != name()) head.cursor = cursor;
+   advance(task.row, head);
    row.save();
+}
+
+bool fedlearning::push_upload(const task& task, round_row& row, member& upload, uint8_t phase, bool is_last) {
+   round&     head = row.head();
+   const bool pays = task.terms.silence == silence_pay;
+   if (phase == round_verifying && upload.upload_state == upload_pending) {
+      decide(task, head, upload, is_last ? reason_undelivered : reason_silence, pays && !is_last);
+   } else if (phase == round_drawing && upload.upload_state == upload_accepted) {
+      if (is_last) {
+         decide(task, head, upload, reason_undelivered, false);
+      } else if (is_drawn(task, row, upload.upload_hash)) {
+         upload.upload_state = upload_drawn;
+         upload.verdicts = hash256{};
+         --head.held;
+         ++head.drawn;
+      } else {
+         decide(task, head, upload, verdict_accept, true);
+      }
+   } else if (phase == round_auditing && upload.upload_state == upload_drawn) {
+      if (upload.opening_cid.is_zero()) decide(task, head, upload, reason_unanswered, false);
+      else decide(task, head, upload, is_last ? reason_undelivered : reason_silence, pays && !is_last);
+   } else {
+      return false;
+   }
+   return true;
 }
 
 void fedlearning::settle(name id, uint32_t version, uint16_t limit, name caller) {

@@ -17,6 +17,8 @@ inline const char* state_name(uint8_t state) {
    switch (state) {
       case round_open: return "open";
       case round_verifying: return "verifying";
+      case round_drawing: return "drawing";
+      case round_auditing: return "auditing";
       case round_summing: return "summing";
       case round_summed: return "summed";
       default: return "settled";
@@ -79,12 +81,23 @@ inline uint64_t by_hash(const hash256& hash) {
    return __builtin_bswap64(big_endian);
 }
 
-/// The round is closed and every verdict is in: go on to the sum, or past it where none is due.
+/// Go on to the next phase where nothing is left to do in this one; past those that are not due.
 inline void advance(const task& row, round& head) {
-   if (head.state != round_verifying || head.pending != 0) return;
-   const bool sum_due = row.terms.mode == mode_paillier && head.accepted >= row.terms.sum_min;
-   head.state = sum_due ? round_summing : round_summed;
-   head.sum_deadline = now() + head.sum_sec;
+   if (head.state == round_verifying && head.pending == 0 && head.held != 0) {
+      head.state = round_drawing;
+   } else if (head.state == round_drawing && head.held == 0 && head.drawn != 0) {
+      head.state = round_auditing;
+   } else {
+      const bool is_over = head.state == round_verifying  ? head.pending == 0
+                           : head.state == round_drawing  ? head.held == 0
+                           : head.state == round_auditing ? head.drawn == 0
+                                                          : false;
+      if (!is_over) return;
+      const bool sum_due = row.terms.mode == mode_paillier && head.accepted >= row.terms.sum_min;
+      head.state = sum_due ? round_summing : round_summed;
+      head.sum_deadline = now() + head.sum_sec;
+   }
+   if (head.state == round_drawing || head.state == round_auditing) head.audit_deadline = now() + head.audit_sec;
    head.cursor = name();
 }
 

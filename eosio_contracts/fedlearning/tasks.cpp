@@ -25,6 +25,8 @@ void check_terms(const task_terms& terms) {
    check_range("parameters", terms.parameters, 1, INT32_MAX);
    check_range("clip_e6", terms.clip_e6, 1, UINT32_MAX);
    check_nonzero("card_hash", terms.card_hash);
+   check_range("lot_e6", terms.lot_e6, 0, terms.mode == mode_paillier ? limits::error_scale : 0);
+   check_range("bar_rounds", terms.bar_rounds, 0, limits::bar_rounds_max);
    if (terms.mode == mode_paillier) {
       check_range("sum_min", terms.sum_min, limits::sum_min_floor, terms.devices_max);
       check_range("slot_bits", terms.slot_bits, 17, 32);

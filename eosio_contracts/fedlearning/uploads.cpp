@@ -1,4 +1,4 @@
-// What a device sends: fedlearning (FederatedLearning) and uploadgrad (UploadGradient).
+// What a device sends: fedlearning (FederatedLearning), uploadgrad (UploadGradient), reveal, openupload.
 
 #include "rules.hpp"
 
@@ -22,6 +22,37 @@ void check_new_hash(name self, name id, const hash256& hash) {
       at = db_idx64_next(at, &account);
       if (at >= 0 && db_idx64_find_primary(self.value, id.value, byhash_name, &found, account) < 0) break;
    }
+}
+
+/// Refuse an upload that comes before a quorum of lots: who is audited must be open when it is made.
+void check_lots(const task& row, const round_row& round) {
+   if (row.terms.lot_e6 == 0) return;
+   uint32_t committed = 0;
+   for (uint32_t v = 0; v < round.validators(); ++v) committed += !round.draw(v).commitment.is_zero();
+   if (committed < quorum_of(round.validators()))
+      fail("lots_missing: expected the lots of ", quorum_of(round.validators()), " validators before an upload, got ",
+           committed);
+}
+
+/// The CID as its digest; zero in a round whose CIDs are revealed later.
+hash256 get_upload_cid(const round& head, view<char> cid) {
+   if (head.reveal_sec == 0) return get_cid_digest("cid", cid);
+   if (!cid.empty()) fail("bad_cid: cid: expected none before the round is closed, got ", cid.size(), " characters");
+   return hash256{};
+}
+
+hash256 get_series_hash(view<uint32_t> errors) {
+   return host_sha256()(reinterpret_cast<const uint8_t*>(errors.bytes()), errors.size() * sizeof(uint32_t));
+}
+
+/// The device's row, with an upload in this round. Refuses every other.
+stored<member> get_upload(name self, name id, name device, uint32_t version) {
+   stored<member> found;
+   if (!found.find(self, id.value, members_name, device.value))
+      fail("not_a_member: ", device, " is no member of task ", id);
+   if (found.row.role != role_device || found.row.upload_version != version)
+      fail("unknown_upload: ", device, " has no upload in round ", version);
+   return found;
 }
 
 void check_errors(const task_terms& terms, view<uint32_t> errors) {
@@ -82,11 +113,15 @@ void fedlearning::uploadgrad(name id, name device, uint32_t version, view<char> 
    member.find(get_self(), id.value, members_name, device.value);
    if (member.row.upload_version == version)
       fail("second_upload: expected one upload of ", device, " for version ", version);
+   if (version <= member.row.barred_until)
+      fail("barred: ", device, " failed an audit and may upload again after version ", member.row.barred_until,
+           ", got version ", version);
+   check_lots(task.row, row);
    if (cost == 0 || cost > task.row.terms.cost_max)
       fail("bad_cost: expected a data cost of 1 to ", task.row.terms.cost_max, ", got ", cost);
    const hash256 hash = get_hash("hash", hash_bytes);
    check_new_hash(get_self(), id, hash);
-   const hash256 digest = get_cid_digest("cid", cid);
+   const hash256 digest = get_upload_cid(head, cid);
    check_errors(task.row.terms, errors);
    const uint32_t held = static_cast<uint32_t>(__builtin_popcountll(member.row.classes));
    if (!meets(head.rule, errors, head.tau, held)) fail_csves(head, errors, held);
@@ -103,11 +138,14 @@ void fedlearning::uploadgrad(name id, name device, uint32_t version, view<char> 
    member.row.upload_version = version;
    member.row.upload_hash = hash;
    member.row.upload_cid = digest;
+   member.row.series_hash = get_series_hash(errors);
    member.row.upload_cost = cost;
    member.row.error_first = errors[0];
+   member.row.error_before = errors[errors.size() > 1 ? errors.size() - 2 : 0];
    member.row.error_last = errors[errors.size() - 1];
    member.row.upload_state = upload_pending;
    member.row.upload_reason = 0;
+   member.row.opening_cid = hash256{};
    member.row.verdicts = hash256{};
    member.save();
    uint64_t       old_key;
@@ -119,6 +157,42 @@ void fedlearning::uploadgrad(name id, name device, uint32_t version, view<char> 
    ++head.pending;
    head.reserved += amount;
    row.save();
+}
+
+void fedlearning::reveal(name id, name device, uint32_t version, view<char> cid) {
+   require_auth(device.value);
+   const auto task = get_task(get_self(), id);
+   check_version(task.row, version);
+   round_row row;
+   row.load(get_self(), id, version);
+   const round& head = row.head();
+   auto         member = get_upload(get_self(), id, device, version);
+   if (head.state != round_verifying) fail_state("round_not_closed", "verifying", head);
+   if (now() >= head.reveal_deadline)
+      fail("deadline_passed: expected a CID before ", head.reveal_deadline, ", the time is ", now());
+   if (!member.row.upload_cid.is_zero())
+      fail("already_revealed: the CID of the upload of ", device, " for version ", version, " is known");
+   member.row.upload_cid = get_cid_digest("cid", cid);
+   member.save();
+}
+
+void fedlearning::openupload(name id, name device, uint32_t version, view<char> cid) {
+   require_auth(device.value);
+   const auto task = get_task(get_self(), id);
+   check_version(task.row, version);
+   round_row row;
+   row.load(get_self(), id, version);
+   const round& head = row.head();
+   auto         member = get_upload(get_self(), id, device, version);
+   if (head.state != round_auditing) fail_state("not_auditing", "auditing", head);
+   if (member.row.upload_state != upload_drawn)
+      fail("not_drawn: the upload of ", device, " for version ", version, " is not under audit");
+   if (now() >= head.audit_deadline)
+      fail("deadline_passed: expected an opened upload before ", head.audit_deadline, ", the time is ", now());
+   if (!member.row.opening_cid.is_zero())
+      fail("already_opened: the upload of ", device, " for version ", version, " was opened");
+   member.row.opening_cid = get_cid_digest("cid", cid);
+   member.save();
 }
 
 }  // namespace gradledger

@@ -1,4 +1,4 @@
-// What validators say: attest and attestsum.
+// What validators say: attest, attestaudit, commitlot, reveallot, attestsum.
 
 #include "rules.hpp"
 
@@ -42,9 +42,35 @@ stored<member> find_upload(name self, name id, uint32_t version, const hash256& 
    fail("unknown_upload: no upload of round ", version, " has the hash of the verdict");
 }
 
+/// What the verdicts on an upload come to: the reason of a quorum's decision, or 0.
+uint8_t decided_by(const hash256& verdicts, uint32_t validators) {
+   uint8_t  votes[verdict_code_last + 1] = {};
+   uint32_t refusals = 0;
+   for (uint32_t v = 0; v < validators; ++v) {
+      const uint8_t code = verdicts.bytes[v];
+      ++votes[code];
+      refusals += code > verdict_accept;
+   }
+   const uint32_t quorum = quorum_of(validators);
+   if (votes[verdict_accept] >= quorum) return verdict_accept;
+   if (refusals < quorum) return 0;
+   uint8_t reason = verdict_accept + 1;
+   for (uint8_t code = reason; code <= verdict_code_last; ++code)
+      if (votes[code] > votes[reason]) reason = code;
+   return reason;
+}
+
 }  // namespace
 
 void fedlearning::attest(name id, uint32_t version, name validator, view<verdict> verdicts) {
+   judge(id, version, validator, verdicts, false);
+}
+
+void fedlearning::attestaudit(name id, uint32_t version, name validator, view<verdict> verdicts) {
+   judge(id, version, validator, verdicts, true);
+}
+
+void fedlearning::judge(name id, uint32_t version, name validator, view<verdict> verdicts, bool is_audit) {
    require_auth(validator.value);
    const auto task = get_task(get_self(), id);
    check_validator(get_self(), id, validator);
@@ -54,31 +80,78 @@ void fedlearning::attest(name id, uint32_t version, name validator, view<verdict
    if (verdicts.size() > limits::attest_max)
       fail("limit_exceeded: expected at most ", limits::attest_max, " verdicts, got ", verdicts.size());
    if (verdicts.empty()) fail("bad_parameter: verdicts: expected at least 1, got 0");
-   const uint32_t quorum = quorum_of(row.validators());
-   const uint32_t pending_before = head.pending;
-   const bool     is_late = head.state != round_open && now() >= head.verdict_deadline + head.verdict_sec;
+   // what changes when an upload is decided: one of these, and with it the round's row
+   const uint32_t before[] = {head.pending, head.held, head.drawn};
    for (uint32_t i = 0; i < verdicts.size(); ++i) {
       const verdict said = verdicts[i];
       if (said.code == 0 || said.code > verdict_code_last)
          fail("bad_verdict: expected 1 to ", uint8_t{verdict_code_last}, ", got ", said.code);
       auto upload = find_upload(get_self(), id, version, said.hash);
+      const bool is_opened = !upload.row.opening_cid.is_zero();
+      if (is_audit && !is_opened)
+         fail("not_opened: expected a verdict on an opened upload, that of ", upload.row.account, " is not");
+      // the verdict before the audit came too late, and is none in the audit
+      if (!is_audit && (is_opened || upload.row.upload_state == upload_drawn)) continue;
       if (upload.row.verdicts.bytes[place] != 0)
          fail("already_attested: ", validator, " has judged the upload of ", upload.row.account, " in round ",
               version);
       upload.row.verdicts.bytes[place] = said.code;
       // a verdict that comes after the decision is recorded and changes nothing
-      if (upload.row.upload_state == upload_pending) {
-         if (is_late)
-            fail("deadline_passed: expected verdicts before ", head.verdict_deadline + head.verdict_sec,
-                 ", the time is ", now());
-         uint32_t equal = 0;
-         for (uint32_t v = 0; v < row.validators(); ++v) equal += upload.row.verdicts.bytes[v] == said.code;
-         if (equal >= quorum) decide(task.row, head, upload.row, said.code, said.code == verdict_accept);
+      if (upload.row.upload_state == (is_audit ? upload_drawn : upload_pending)) {
+         if (upload.row.upload_cid.is_zero() &&
+             (said.code == verdict_accept || head.state == round_open || now() < head.reveal_deadline))
+            fail("not_revealed: expected a refusal after ", head.reveal_deadline, ", the CID of ",
+                 upload.row.account, " is not known");
+         const seconds last = is_audit ? head.audit_deadline + head.audit_sec : head.verdict_deadline + head.verdict_sec;
+         if (head.state != round_open && now() >= last)
+            fail("deadline_passed: expected verdicts before ", last, ", the time is ", now());
+         const uint8_t reason = decided_by(upload.row.verdicts, row.validators());
+         if (reason == verdict_accept && !is_audit && task.row.terms.lot_e6 != 0) {
+            upload.row.upload_state = upload_accepted;
+            --head.pending;
+            ++head.held;
+         } else if (reason != 0) {
+            decide(task.row, head, upload.row, reason, reason == verdict_accept);
+         }
       }
       upload.save();
    }
-   if (head.pending == pending_before) return;
+   if (head.pending == before[0] && head.held == before[1] && head.drawn == before[2]) return;
    advance(task.row, head);
+   row.save();
+}
+
+void fedlearning::commitlot(name id, uint32_t version, name validator, const hash256& commitment) {
+   require_auth(validator.value);
+   const auto task = get_task(get_self(), id);
+   check_validator(get_self(), id, validator);
+   round_row      row;
+   const uint32_t place = load_judged(get_self(), task.row, version, validator, row);
+   if (task.row.terms.lot_e6 == 0) fail("no_lots: expected a task with audits, ", id, " has none");
+   if (row.head().state != round_open) fail_state("round_not_open", "open", row.head());
+   if (row.head().uploads != 0)
+      fail("uploads_begun: expected a lot before the first upload, there are ", row.head().uploads);
+   check_nonzero("commitment", commitment);
+   if (!row.draw(place).commitment.is_zero())
+      fail("already_committed: ", validator, " has a lot in round ", version);
+   row.set_draw(place, {commitment, hash256{}});
+   row.save();
+}
+
+void fedlearning::reveallot(name id, uint32_t version, name validator, const hash256& value) {
+   require_auth(validator.value);
+   const auto task = get_task(get_self(), id);
+   check_validator(get_self(), id, validator);
+   round_row      row;
+   const uint32_t place = load_judged(get_self(), task.row, version, validator, row);
+   if (row.head().state != round_drawing) fail_state("not_drawing", "drawing", row.head());
+   check_nonzero("value", value);
+   lot draw = row.draw(place);
+   if (!draw.value.is_zero()) fail("already_revealed: ", validator, " has revealed its lot of round ", version);
+   if (draw.commitment != lot_commitment(id.value, version, validator.value, value, host_sha256()))
+      fail("wrong_lot: expected the value that ", validator, " committed to in round ", version);
+   draw.value = value;
+   row.set_draw(place, draw);
    row.save();
 }
 

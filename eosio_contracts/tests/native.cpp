@@ -5,12 +5,15 @@
 //    price COST PRICE          amount, or - where it does not fit
 //    add A B | sub A B         result, or - where it does not fit
 //    quorum V                  equal verdicts that decide
+//    lot TASK VERSION NAME V   what a validator commits to, in hex; names as integers, V 32 bytes in hex
+//    draws V HASH LOT_E6       1 if the value draws the upload with this hash
 //    cid TEXT                  digest in hex, or - where it is no CIDv0
 //    merkle RECORD ...         root in hex; records of 102 bytes in hex
 //    merkle_count N            root of N records, record i being i (4 bytes, little endian) and 98 zeros
 
 #include "../common/cid.hpp"
 #include "../common/csves.hpp"
+#include "../common/lots.hpp"
 #include "../common/merkle.hpp"
 #include "../common/price.hpp"
 #include "../common/quorum.hpp"
@@ -98,6 +101,15 @@ void print_hash(const hash256& hash) {
    printf("\n");
 }
 
+hash256 read_hash(const char* text) {
+   hash256 hash;
+   for (uint32_t i = 0; i < sizeof hash.bytes; ++i) {
+      const char byte[3] = {text[2 * i], text[2 * i + 1], 0};
+      hash.bytes[i] = static_cast<uint8_t>(strtoul(byte, nullptr, 16));
+   }
+   return hash;
+}
+
 struct series {
    uint32_t errors[64];
    uint32_t count;
@@ -144,6 +156,14 @@ void answer(char* line) {
       hash256     digest;
       if (decode_cid(text ? text : "", text ? static_cast<uint32_t>(strlen(text)) : 0, digest)) print_hash(digest);
       else printf("-\n");
+   } else if (strcmp(what, "lot") == 0) {
+      const uint64_t task = strtoull(next(), nullptr, 10);
+      const uint32_t version = static_cast<uint32_t>(strtoul(next(), nullptr, 10));
+      const uint64_t validator = strtoull(next(), nullptr, 10);
+      print_hash(lot_commitment(task, version, validator, read_hash(next()), sha256()));
+   } else if (strcmp(what, "draws") == 0) {
+      const hash256 value = read_hash(next()), upload = read_hash(next());
+      printf("%d\n", draws(value, upload, static_cast<uint32_t>(strtoul(next(), nullptr, 10)), sha256()));
    } else if (strcmp(what, "quorum") == 0) {
       printf("%u\n", quorum_of(static_cast<uint32_t>(strtoul(next(), nullptr, 10))));
    } else {

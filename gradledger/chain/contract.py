@@ -70,9 +70,11 @@ class RoundState(IntEnum):
 
     OPEN = 1
     VERIFYING = 2
-    SUMMING = 3
-    SUMMED = 4
-    SETTLED = 5
+    DRAWING = 3
+    AUDITING = 4
+    SUMMING = 5
+    SUMMED = 6
+    SETTLED = 7
 
 
 class UploadState(IntEnum):
@@ -82,6 +84,8 @@ class UploadState(IntEnum):
     PENDING = 1
     PAID = 2
     REFUSED = 3
+    ACCEPTED = 4
+    DRAWN = 5
 
 
 class VerdictCode(IntEnum):
@@ -97,8 +101,17 @@ class VerdictCode(IntEnum):
     OUT_OF_RANGE = 7
     DUPLICATE = 8
     ERROR_MISMATCH = 9
+    REPLAYED_SERIES = 10
+    COPIED_SERIES = 11
+    CLASS_CLAIM = 12
+    NO_UPDATE = 13
+    NORM = 14
+    NO_GAIN = 15
+    OPENING_MISMATCH = 16
+    UNREVEALED = 17
     SILENCE = 20
     UNDELIVERED = 21
+    UNANSWERED = 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +151,8 @@ class TaskTerms:
     key_hash: bytes
     card_cid: str
     card_hash: bytes
+    lot_e6: int
+    bar_rounds: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +166,13 @@ class RoundTerms:
     open_sec: int
     verdict_sec: int
     sum_sec: int
+    reveal_sec: int
+    audit_sec: int
     close_after: int
     rule: Rule
     tau: int
     eta_e6: int
+    norm_max_e6: int
     training: Recipe
 
 
@@ -175,7 +193,10 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """Row of table `members`: an account in a task, and its newest upload."""
+    """Row of table `members`: an account in a task, and its newest upload.
+
+    `upload_cid` is empty until it is revealed, `opening_cid` unless the upload was opened in an audit.
+    """
 
     account: str
     role: Role
@@ -188,11 +209,15 @@ class Member:
     upload_version: int
     upload_hash: bytes
     upload_cid: str
+    series_hash: bytes
     upload_cost: int
     error_first: int
+    error_before: int
     error_last: int
     upload_state: UploadState
     upload_reason: VerdictCode
+    barred_until: int
+    opening_cid: str
     verdicts: bytes
 
 
@@ -202,6 +227,14 @@ class SumVote:
 
     hash: bytes
     cid: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lot:
+    """One validator's part in drawing audits; zeros: not committed to, or not revealed."""
+
+    commitment: bytes
+    value: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,15 +252,23 @@ class Round:
     verdict_deadline: int
     sum_sec: int
     sum_deadline: int
+    reveal_sec: int
+    reveal_deadline: int
+    audit_sec: int
+    audit_deadline: int
+    opened_block: int
     close_after: int
     rule: Rule
     tau: int
     eta_e6: int
+    norm_max_e6: int
     training: Recipe
     uploads: int
     pending: int
     accepted: int
     refused: int
+    held: int
+    drawn: int
     reserved: int
     paid: int
     sum_hash: bytes
@@ -237,6 +278,7 @@ class Round:
     cursor: str
     validators: tuple[str, ...]
     sums: tuple[SumVote, ...]
+    lots: tuple[Lot, ...]
     frontier: tuple[bytes, ...]
 
 
@@ -325,6 +367,7 @@ _CONVERT: dict[str, Callable[[Any], Any]] = {
     "tuple[str, ...]": tuple,
     "tuple[bytes, ...]": lambda rows: tuple(bytes.fromhex(row) for row in rows),
     "tuple[SumVote, ...]": lambda rows: tuple(_from_row(SumVote, row) for row in rows),
+    "tuple[Lot, ...]": lambda rows: tuple(_from_row(Lot, row) for row in rows),
     **{
         enum.__name__: enum
         for enum in (
@@ -333,8 +376,9 @@ _CONVERT: dict[str, Callable[[Any], Any]] = {
         )
     },
 }
-_TIMES = {"deadline", "verdict_deadline", "sum_deadline"}
-_DIGESTS = {"model_cid", "set_cid", "upload_cid", "sum_cid", "cid"}  # card_cid is a text
+_TIMES = {"deadline", "verdict_deadline", "sum_deadline", "reveal_deadline", "audit_deadline"}
+_DIGESTS = {"model_cid", "set_cid", "upload_cid", "opening_cid", "sum_cid", "cid"}
+# card_cid is a text
 
 
 def _from_row(cls: type[_T], row: Mapping[str, Any]) -> _T:
@@ -510,7 +554,7 @@ class FedLearning:
         cost: int,
         errors: Sequence[int],
     ) -> Action:
-        """FederatedLearning: record an upload."""
+        """FederatedLearning: record an upload; `cid` is "" in a round that reveals CIDs later."""
         return self._action(
             "fedlearning",
             device,
@@ -523,13 +567,51 @@ class FedLearning:
             errors=[int(error) for error in errors],
         )
 
+    def reveal(self, task: str, device: str, version: int, cid: str) -> Action:
+        """Tell the CID of an upload, where it was not told with it."""
+        return self._action("reveal", device, task=task, device=device, version=version, cid=cid)
+
+    def openupload(self, task: str, device: str, version: int, cid: str) -> Action:
+        """Tell the CID of an opened upload, which was drawn for an audit."""
+        return self._action(
+            "openupload", device, task=task, device=device, version=version, cid=cid
+        )
+
     def attest(
         self, task: str, version: int, validator: str, verdicts: Sequence[Verdict]
     ) -> Action:
         """Give verdicts on uploads of a round."""
+        return self._verdicts("attest", task, version, validator, verdicts)
+
+    def attestaudit(
+        self, task: str, version: int, validator: str, verdicts: Sequence[Verdict]
+    ) -> Action:
+        """Give verdicts on opened uploads of a round."""
+        return self._verdicts("attestaudit", task, version, validator, verdicts)
+
+    def _verdicts(
+        self, name: str, task: str, version: int, validator: str, verdicts: Sequence[Verdict]
+    ) -> Action:
         rows = [_to_row(verdict) for verdict in verdicts]
         return self._action(
-            "attest", validator, task=task, version=version, validator=validator, verdicts=rows
+            name, validator, task=task, version=version, validator=validator, verdicts=rows
+        )
+
+    def commitlot(self, task: str, version: int, validator: str, commitment: bytes) -> Action:
+        """Commit to the value of a validator's lot, see `gradledger.lots`."""
+        return self._action(
+            "commitlot",
+            validator,
+            task=task,
+            version=version,
+            validator=validator,
+            commitment=commitment,
+        )
+
+    def reveallot(self, task: str, version: int, validator: str, value: bytes) -> Action:
+        """Reveal the value of a validator's lot."""
+        return self._action(
+            "reveallot", validator, task=task, version=version, validator=validator, value=value
         )
 
     def attestsum(self, task: str, version: int, validator: str, hash_: bytes, cid: str) -> Action:

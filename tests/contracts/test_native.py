@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from gradledger import csves
+from gradledger import csves, lots
 from gradledger.chain.contract import Rule
+from gradledger.chain.names import int_to_name
 from gradledger.cid import cid_to_digest, digest_to_cid
 from gradledger.errors import GradledgerError
 from gradledger.localnet import parts
@@ -83,6 +84,26 @@ def test_csves_is_the_same_as_in_python(ask: Ask) -> None:
         flags = [int(csves.meets(rule, errors, tau, h)) for rule in Rule]
         expected = [csves.trend_numerator(errors), *flags[:4], csves.gain_excess(errors, h)]
         assert found == " ".join(map(str, [*expected, flags[4]]))
+
+
+def test_lot_vectors(ask: Ask) -> None:
+    rows = load("lots.json")
+    told = ("task", "version", "validator", "value")
+    answers = ask("lot " + " ".join(str(row[name]) for name in told) for row in rows)
+    assert answers == [row["commitment"] for row in rows]
+    answers = ask(f"draws {row['value']} {row['upload']} {row['lot_e6']}" for row in rows)
+    assert answers == [f"{row['drawn']:d}" for row in rows]
+    assert {row["drawn"] for row in rows} == {True, False}
+
+
+def test_lots_are_the_same_in_python() -> None:
+    for row in load("lots.json"):
+        value = bytes.fromhex(row["value"])
+        names = [int_to_name(row[name]) for name in ("task", "validator")]
+        commitment = lots.lot_commitment(names[0], row["version"], names[1], value)
+        assert commitment.hex() == row["commitment"]
+        drawn = lots.is_drawn(value, bytes.fromhex(row["upload"]), row["lot_e6"])
+        assert drawn is row["drawn"]
 
 
 def test_price_vectors(ask: Ask) -> None:

@@ -1,4 +1,4 @@
-"""Write csves.json, merkle.json and price.json: what Python and the contract must both compute.
+"""Write csves.json, lots.json, merkle.json and price.json: what Python and the contract must both compute.
 
     python tests/vectors/make_vectors.py
 
@@ -13,6 +13,13 @@ csves.json
     held        integer, 1..64: declared classes
     excess      integer, of the third rule
     trend, threshold, either, both, gain   booleans: does the series meet the rule?
+lots.json
+    task, validator   integers, names
+    version     integer
+    value, upload     hex, 32 bytes each
+    commitment  hex, SHA-256(task || version || validator || value), integers little endian
+    lot_e6      integer, 0..1000000
+    drawn       boolean: does the value draw the upload?
 merkle.json
     records     list of hex texts, the leaves' records in order
     root        hex
@@ -214,6 +221,32 @@ def price_vectors(rng: random.Random) -> list[dict[str, Any]]:
     ]
 
 
+def lot_vectors(rng: random.Random) -> list[dict[str, Any]]:
+    """Return lots.json; half of the shares lie right at the edge of what draws."""
+    vectors = []
+    for number in range(200):
+        task, validator, version = rng.getrandbits(64), rng.getrandbits(64), rng.getrandbits(32)
+        value, upload = rng.randbytes(32), rng.randbytes(32)
+        place = Fraction(int(hashlib.sha256(value + upload).hexdigest()[:16], 16), 2**64 // SCALE)
+        edge = int(place) + rng.randint(0, 1)
+        lot_e6 = min(edge, SCALE) if number % 2 else rng.choice([0, 1, SCALE, rng.randrange(SCALE)])
+        text = task.to_bytes(8, "little") + version.to_bytes(4, "little")
+        text += validator.to_bytes(8, "little") + value
+        vectors.append(
+            {
+                "task": task,
+                "version": version,
+                "validator": validator,
+                "value": value.hex(),
+                "upload": upload.hex(),
+                "commitment": hashlib.sha256(text).hexdigest(),
+                "lot_e6": lot_e6,
+                "drawn": lot_e6 == SCALE or place < lot_e6,
+            }
+        )
+    return vectors
+
+
 def write(name: str, vectors: list[dict[str, Any]]) -> None:
     """Write one file, one object a line."""
     lines = ",\n".join(json.dumps(vector) for vector in vectors)
@@ -221,8 +254,9 @@ def write(name: str, vectors: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Write the three files; equal every time."""
+    """Write the files; equal every time."""
     write("csves.json", csves_vectors(random.Random(SEED)))
+    write("lots.json", lot_vectors(random.Random(SEED)))
     write("merkle.json", merkle_vectors(random.Random(SEED)))
     write("price.json", price_vectors(random.Random(SEED)))
 

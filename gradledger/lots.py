@@ -1,7 +1,7 @@
 """Who is audited: each validator's lot, as the contract computes it (docs/lots.md).
 
-Before there is an upload each validator commits to a value; when every verdict is in it reveals it. An
-upload is drawn if the value of any validator draws it. The same as
+Before there is an upload each validator commits to a value; when every verdict is in it reveals
+it. An upload is drawn if the value of any validator draws it. The same as
 ``eosio_contracts/common/lots.hpp``; shared vectors are in ``tests/vectors/lots.json``.
 """
 

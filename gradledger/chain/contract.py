@@ -195,7 +195,8 @@ class Task:
 class Member:
     """Row of table `members`: an account in a task, and its newest upload.
 
-    `upload_cid` is empty until it is revealed, `opening_cid` unless the upload was opened in an audit.
+    `upload_cid` is empty until it is revealed, `opening_cid` unless the upload was opened in an
+    audit.
     """
 
     account: str

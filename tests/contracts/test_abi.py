@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
@@ -10,9 +11,10 @@ from importlib import resources
 from typing import Any
 
 import pytest
-from contracts.world import ABI, ZERO, Scene, World, cid, digest
+from contracts.world import ABI, ZERO, Scene, World, cid, digest, lot_commitment, lot_value
 
 from gradledger.chain.abi import parse_time
+from gradledger.chain.names import name_to_int
 from gradledger.chain.transaction import action
 from gradledger.cid import cid_to_digest
 from gradledger.errors import ContractError
@@ -49,6 +51,15 @@ def played(world: World) -> tuple[Scene, Scene, list[dict[str, Any]]]:
     do(scene, scene.open(2, verdict_sec=1), scene.upload(device, 2), scene.close(2))
     scene.wait(parse_time(scene.round(2)["verdict_deadline"]))
     do(scene, scene.push_on(scene.owner, 2))
+    audited = Scene.make(world, lot_e6=1_000_000)
+    drawn = audited.devices
+    do(audited, audited.open(reveal_sec=60), *[audited.commit_lot(v) for v in audited.validators])
+    do(audited, *[audited.upload(d, cid="") for d in drawn], audited.close())
+    do(audited, *[audited.reveal(d) for d in drawn])
+    do(audited, *[audited.verdict(v, drawn) for v in audited.quorum()])
+    do(audited, *[audited.reveal_lot(v) for v in audited.validators], audited.push_on(late))
+    do(audited, *[audited.opening(d) for d in drawn])
+    do(audited, *[audited.audit_verdict(v, drawn[:2]) for v in audited.quorum()])
     return scene, half, traces
 
 
@@ -99,6 +110,8 @@ def test_each_field_lands_where_the_abi_says(world: World) -> None:
         "card_cid": cid("c"),
         "card_hash": digest("h"),
         "is_public": 1,
+        "lot_e6": 61_000,
+        "bar_rounds": 67,
     }
     scene = Scene.make(world, **terms)
     row = scene.task_row()
@@ -112,10 +125,13 @@ def test_each_field_lands_where_the_abi_says(world: World) -> None:
         "open_sec": 71,
         "verdict_sec": 73,
         "sum_sec": 79,
+        "reveal_sec": 101,
+        "audit_sec": 103,
         "close_after": 83,
         "rule": 4,
         "tau": 89,
         "eta_e6": 97,
+        "norm_max_e6": 107,
         "training": {
             "epochs": 2,
             "batch_size": 3,
@@ -134,6 +150,21 @@ def test_each_field_lands_where_the_abi_says(world: World) -> None:
     assert parse_time(found["deadline"]) == block_time + 71
     member = scene.member(scene.devices[0])
     assert (member["enc_key"], member["classes"]) == (digest("enc", scene.devices[0]), 7)
+    assert found["opened_block"] == opened.traces["block_num"]
+
+    device, errors = scene.devices[0], [500_000, 400_000, 50]
+    scene.do(
+        *[scene.commit_lot(v) for v in scene.quorum()], scene.upload(device, cid="", errors=errors)
+    )
+    row = scene.member(device)
+    series = b"".join(error.to_bytes(4, "little") for error in errors)
+    assert row["series_hash"] == hashlib.sha256(series).hexdigest()
+    assert [row[f"error_{place}"] for place in ("first", "before", "last")] == errors
+    lots = scene.round()["lots"]
+    values = {v: lot_commitment(scene.task, 1, v, lot_value(v, 1)) for v in scene.quorum()}
+    expected = [values.get(v, ZERO) for v in sorted(scene.validators, key=name_to_int)]
+    assert [one["commitment"] for one in lots] == expected
+    assert {one["value"] for one in lots} == {ZERO}
 
 
 def test_an_action_that_is_not_there_is_refused(world: World) -> None:
@@ -182,7 +213,7 @@ def test_malformed_arguments_end_in_a_check_and_change_nothing(world: World, see
 
 def _valid_data(world: World, scene: Scene | None = None) -> Iterator[tuple[str, bytes]]:
     """Yield each action with arguments that unpack."""
-    scene = scene or Scene(world, "task", "owner", ["d1"], ["v1"], {}, 0)
+    scene = scene or Scene(world, "task", "owner", ["d1"], ["v1"], {"lot_e6": 0}, 0)
     device, validator = scene.devices[0], scene.validators[0]
     terms = {
         field: {"name": "zz", "symbol": "4,TOK", "checksum256": ZERO, "string": cid("x")}.get(
@@ -203,6 +234,10 @@ def _valid_data(world: World, scene: Scene | None = None) -> Iterator[tuple[str,
         "payment": {"version": 1, "device": device, "quantity": "0.0001 TOK"},
         "attestsum": {"version": 1, "validator": validator, "hash": digest("s"), "cid": cid("s")},
         "closeround": {"version": 1, "caller": scene.owner},
+        "reveal": {"device": device, "version": 1, "cid": cid("u")},
+        "openupload": {"device": device, "version": 1, "cid": cid("o")},
+        "commitlot": {"version": 1, "validator": validator, "commitment": digest("c")},
+        "reveallot": {"version": 1, "validator": validator, "value": digest("v")},
         "push": {"version": 1, "limit": 1},
         "settle": {"version": 1, "limit": 1, "caller": scene.owner},
     }
@@ -210,6 +245,7 @@ def _valid_data(world: World, scene: Scene | None = None) -> Iterator[tuple[str,
         yield name, ABI.pack_action(name, {"task": scene.task, **data})
     yield "openround", scene.open().data
     yield "attest", scene.verdict(validator, scene.devices).data
+    yield "attestaudit", scene.audit_verdict(validator, scene.devices).data
 
 
 def _rows(world: World, scope: str, table: str) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Write csves.json, lots.json, merkle.json and price.json: what Python and the contract must both compute.
+"""Write the vectors of what Python and the contract must both compute.
 
     python tests/vectors/make_vectors.py
 

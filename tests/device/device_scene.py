@@ -124,6 +124,8 @@ class Scene:
             key_hash=bytes(32) if sealed else self.paillier.public.key_hash,
             card_cid=self.store.put(self.card),
             card_hash=hashlib.sha256(self.card).digest(),
+            lot_e6=0,
+            bar_rounds=0,
         )
         act = self.contract
         self.push(act.createtask(self.task, self.owner, replace(terms, **changes)))
@@ -198,10 +200,13 @@ class Scene:
             open_sec=60,
             verdict_sec=60,
             sum_sec=60,
+            reveal_sec=0,
+            audit_sec=0,
             close_after=1,
             rule=Rule.EITHER,
             tau=100_000,
             eta_e6=1_000_000,
+            norm_max_e6=0,
             training=Recipe(epochs=5, batch_size=8, rate_e6=100_000, measures=4, seed=7),
         )
         action = self.contract.openround(self.task, self.owner, version, replace(terms, **changes))

@@ -8,11 +8,32 @@ are those of the package.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from contracts.world import OPEN, PAID, PENDING, REFUSED, SETTLED, SUMMED, SUMMING, VERIFYING, ZERO
+from contracts.world import (
+    ACCEPT,
+    ACCEPTED,
+    AUDITING,
+    DRAWING,
+    DRAWN,
+    OPEN,
+    PAID,
+    PENDING,
+    REFUSED,
+    SETTLED,
+    SILENCE,
+    SUMMED,
+    SUMMING,
+    UNANSWERED,
+    UNDELIVERED,
+    VERIFYING,
+    ZERO,
+    is_drawn,
+    lot_commitment,
+)
 
 from gradledger import csves
 from gradledger.chain.contract import ERROR_SCALE, Rule
@@ -26,8 +47,8 @@ DEVICE, VALIDATOR = 1, 2
 PAILLIER = 0
 NAMED = 0
 SILENCE_PAYS = 1
-REASON_SILENCE, REASON_UNDELIVERED = 20, 21
-VERDICT_LAST = 9
+VERDICT_LAST = 17
+PHASE_SEC_MAX = 30 * 86400
 NO_AUTHORITY = "missing_authority"
 FOREIGN = ""  # a check of another contract, whose messages have no code
 
@@ -35,10 +56,10 @@ FOREIGN = ""  # a check of another contract, whose messages have no code
 ROW_EXTRA = 112
 INDEX_EXTRA = 128
 TABLE_EXTRA = 112
-TASK_ROW = 199
-MEMBER_ROW = 232
-ROUND_ROW = 274 + 3  # with three empty vectors
-ROUND_PER_VALIDATOR = 8 + 64
+TASK_ROW = 205
+MEMBER_ROW = 304
+ROUND_ROW = 306 + 4  # with four empty vectors
+ROUND_PER_VALIDATOR = 8 + 64 + 64
 ROUND_FRONTIER = 16 * 32
 
 
@@ -70,11 +91,15 @@ class Member:
     upload_version: int = 0
     upload_hash: str = ZERO
     upload_cid: str = ZERO
+    series_hash: str = ZERO
     upload_cost: int = 0
     error_first: int = 0
+    error_before: int = 0
     error_last: int = 0
     upload_state: int = 0
     upload_reason: int = 0
+    barred_until: int = 0
+    opening_cid: str = ZERO
     verdicts: str = ZERO
 
     def verdict(self, place: int) -> int:
@@ -106,18 +131,26 @@ class Round:
     deadline: int
     verdict_sec: int
     sum_sec: int
+    reveal_sec: int
+    audit_sec: int
     close_after: int
     rule: int
     tau: int
     eta_e6: int
+    norm_max_e6: int
     training: dict[str, int]
     validators: list[str]
     verdict_deadline: int = 0
     sum_deadline: int = 0
+    reveal_deadline: int = 0
+    audit_deadline: int = 0
+    opened_block: int = 0
     uploads: int = 0
     pending: int = 0
     accepted: int = 0
     refused: int = 0
+    held: int = 0
+    drawn: int = 0
     reserved: int = 0
     paid: int = 0
     sum_hash: str = ZERO
@@ -126,10 +159,26 @@ class Round:
     settled: int = 0
     cursor: str = ""
     sums: list[dict[str, str]] = field(default_factory=list)
+    lots: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def quorum(self) -> int:
         return len(self.validators) * 2 // 3 + 1
+
+    @property
+    def verdicts_end(self) -> int:
+        """When the last verdict on an upload counts, in the phase that the round is in."""
+        if self.state == AUDITING:
+            return self.audit_deadline + self.audit_sec
+        return self.verdict_deadline + self.verdict_sec
+
+    def committed(self) -> int:
+        """Return how many validators have committed to a lot."""
+        return sum(lot["commitment"] != ZERO for lot in self.lots)
+
+    def values(self) -> list[str]:
+        """Return the lots that are revealed."""
+        return [lot["value"] for lot in self.lots if lot["value"] != ZERO]
 
 
 @dataclass(frozen=True)
@@ -359,7 +408,10 @@ class Model:
         refuse_if(not 1 <= terms["price"] <= AMOUNT_MAX, "bad_parameter")
         refuse_if(not 0 <= terms["budget"] <= AMOUNT_MAX, "bad_parameter")
         for phase in ("open_sec", "verdict_sec", "sum_sec"):
-            refuse_if(not 1 <= terms[phase] <= 30 * 86400, "bad_parameter")
+            refuse_if(not 1 <= terms[phase] <= PHASE_SEC_MAX, "bad_parameter")
+        refuse_if(not 0 <= terms["reveal_sec"] <= PHASE_SEC_MAX, "bad_parameter")
+        lots = task.terms["lot_e6"] > 0
+        refuse_if(not lots <= terms["audit_sec"] <= lots * PHASE_SEC_MAX, "bad_parameter")
         refuse_if(terms["rule"] not in set(Rule), "bad_parameter")
         refuse_if(terms["tau"] > ERROR_SCALE + 1, "bad_parameter")
         training = terms["training"]
@@ -374,7 +426,8 @@ class Model:
             refuse_if(not set(validators) & set(self.producers), "not_a_validator")
             validators = list(self.producers)
         refuse_if(not validators, "not_a_validator")
-        copied = ("price", "budget", "verdict_sec", "sum_sec", "close_after", "rule", "tau")
+        copied = ("price", "budget", "verdict_sec", "sum_sec", "reveal_sec", "audit_sec")
+        copied += ("close_after", "rule", "tau", "eta_e6", "norm_max_e6")
         task.version = version
         task.rounds[version] = Round(
             version=version,
@@ -382,10 +435,10 @@ class Model:
             model_cid=_cid(terms["model_cid"]),
             model_hash=terms["model_hash"],
             deadline=now + terms["open_sec"],
-            eta_e6=terms["eta_e6"],
             training=dict(training),
             validators=validators,
             sums=[{"hash": ZERO, "cid": ZERO} for _ in validators],
+            lots=[{"commitment": ZERO, "value": ZERO} for _ in validators],
             **{name: terms[name] for name in copied},
         )
 
@@ -454,6 +507,9 @@ class Model:
         refuse_if(newest.state != OPEN, "round_not_open")
         refuse_if(now >= newest.deadline, "deadline_passed")
         refuse_if(member.upload_version == version, "second_upload")
+        refuse_if(version <= member.barred_until, "barred")
+        if task.terms["lot_e6"]:
+            refuse_if(newest.committed() < newest.quorum, "lots_missing")
         refuse_if(not 1 <= cost <= task.terms["cost_max"], "bad_cost")
         hash = _hash(hash)
         same = [one for one in task.of_role(DEVICE) if one.index_key == int(hash[:16], 16)]
@@ -461,7 +517,8 @@ class Model:
         refuse_if(
             any(one.upload_version and one.upload_hash == hash for one in same), "repeated_hash"
         )
-        digest = _cid(cid)
+        refuse_if(newest.reveal_sec and cid, "bad_cid")
+        digest = ZERO if newest.reveal_sec else _cid(cid)
         refuse_if(not errors, "no_errors")
         refuse_if(len(errors) > task.terms["errors_max"], "too_many_errors")
         refuse_if(max(errors) > ERROR_SCALE, "error_out_of_range")
@@ -470,9 +527,13 @@ class Model:
         amount = cost * newest.price
         refuse_if(amount > task.free, "budget_short")
         member.upload_version, member.upload_hash, member.upload_cid = version, hash, digest
+        packed = b"".join(error.to_bytes(4, "little") for error in errors)
+        member.series_hash = hashlib.sha256(packed).hexdigest()
         member.upload_cost = cost
         member.error_first, member.error_last = errors[0], errors[-1]
+        member.error_before = errors[-2:][0]
         member.upload_state, member.upload_reason, member.verdicts = PENDING, 0, ZERO
+        member.opening_cid = ZERO
         newest.uploads += 1
         newest.pending += 1
         newest.reserved += amount
@@ -483,11 +544,49 @@ class Model:
     def _payment(self, task_id: str, actor: str, now: int, **arguments: Any) -> None:
         raise Refused("internal_only")
 
-    def _attest(
+    def _reveal(
+        self, task_id: str, actor: str, now: int, *, device: str, version: int, cid: str
+    ) -> None:
+        newest, upload = self._upload(task_id, actor, device, version)
+        refuse_if(newest.state != VERIFYING, "round_not_closed")
+        refuse_if(now >= newest.reveal_deadline, "deadline_passed")
+        refuse_if(upload.upload_cid != ZERO, "already_revealed")
+        upload.upload_cid = _cid(cid)
+
+    def _openupload(
+        self, task_id: str, actor: str, now: int, *, device: str, version: int, cid: str
+    ) -> None:
+        newest, upload = self._upload(task_id, actor, device, version)
+        refuse_if(newest.state != AUDITING, "not_auditing")
+        refuse_if(upload.upload_state != DRAWN, "not_drawn")
+        refuse_if(now >= newest.audit_deadline, "deadline_passed")
+        refuse_if(upload.opening_cid != ZERO, "already_opened")
+        upload.opening_cid = _cid(cid)
+
+    def _upload(self, task_id: str, actor: str, device: str, version: int) -> tuple[Round, Member]:
+        """Return the newest round and the upload that the device has in it."""
+        refuse_if(actor != device, NO_AUTHORITY)
+        task = self._task(task_id)
+        self._check_version(task, version)
+        refuse_if(device not in task.members, "not_a_member")
+        member = task.members[device]
+        refuse_if(member.upload_version != version, "unknown_upload")
+        return task.rounds[version], member
+
+    # ---- validators -------------------------------------------------------------------------
+
+    def _attest(self, task_id: str, actor: str, now: int, **said: Any) -> list[Payment]:
+        return self._judge(task_id, actor, now, False, **said)
+
+    def _attestaudit(self, task_id: str, actor: str, now: int, **said: Any) -> list[Payment]:
+        return self._judge(task_id, actor, now, True, **said)
+
+    def _judge(
         self,
         task_id: str,
         actor: str,
         now: int,
+        audit: bool,
         *,
         version: int,
         validator: str,
@@ -498,10 +597,10 @@ class Model:
         newest, place = self._judged(task, version, validator)
         refuse_if(len(verdicts) > 500, "limit_exceeded")
         refuse_if(not verdicts, "bad_parameter")
-        late = newest.state != OPEN and now >= newest.verdict_deadline + newest.verdict_sec
         payments, decided = [], False
         for said in verdicts:
-            refuse_if(not 1 <= said["code"] <= VERDICT_LAST, "bad_verdict")
+            code = said["code"]
+            refuse_if(not 1 <= code <= VERDICT_LAST, "bad_verdict")
             uploads = [
                 member
                 for member in task.of_role(DEVICE)
@@ -509,18 +608,58 @@ class Model:
             ]
             refuse_if(not uploads, "unknown_upload")
             upload = uploads[0]
-            refuse_if(upload.verdict(place), "already_attested")
-            upload.judge(place, said["code"])
-            if upload.upload_state != PENDING:
+            opened = upload.opening_cid != ZERO
+            refuse_if(audit and not opened, "not_opened")
+            if not audit and (opened or upload.upload_state == DRAWN):
                 continue
-            refuse_if(late, "deadline_passed")
-            equal = [upload.verdict(at) for at in range(len(newest.validators))].count(said["code"])
-            if equal >= newest.quorum:
-                decided = True
-                payments += _decide(task, newest, upload, said["code"], said["code"] == 1)
+            refuse_if(upload.verdict(place), "already_attested")
+            upload.judge(place, code)
+            if upload.upload_state != (DRAWN if audit else PENDING):
+                continue
+            if upload.upload_cid == ZERO:
+                early = newest.state == OPEN or now < newest.reveal_deadline
+                refuse_if(code == ACCEPT or early, "not_revealed")
+            refuse_if(newest.state != OPEN and now >= newest.verdicts_end, "deadline_passed")
+            reason = _decision(upload, newest)
+            if not reason:
+                continue
+            decided = True
+            if reason == ACCEPT and not audit and task.terms["lot_e6"]:
+                upload.upload_state = ACCEPTED
+                newest.pending -= 1
+                newest.held += 1
+            else:
+                payments += _decide(task, newest, upload, reason, reason == ACCEPT)
         if decided:
             _advance(task, newest, now)
         return payments
+
+    def _commitlot(
+        self, task_id: str, actor: str, now: int, *, version: int, validator: str, commitment: str
+    ) -> None:
+        refuse_if(actor != validator, NO_AUTHORITY)
+        task = self._task(task_id)
+        newest, place = self._judged(task, version, validator)
+        refuse_if(not task.terms["lot_e6"], "no_lots")
+        refuse_if(newest.state != OPEN, "round_not_open")
+        refuse_if(newest.uploads, "uploads_begun")
+        refuse_if(commitment == ZERO, "empty_hash")
+        refuse_if(newest.lots[place]["commitment"] != ZERO, "already_committed")
+        newest.lots[place]["commitment"] = commitment
+
+    def _reveallot(
+        self, task_id: str, actor: str, now: int, *, version: int, validator: str, value: str
+    ) -> None:
+        refuse_if(actor != validator, NO_AUTHORITY)
+        task = self._task(task_id)
+        newest, place = self._judged(task, version, validator)
+        refuse_if(newest.state != DRAWING, "not_drawing")
+        refuse_if(value == ZERO, "empty_hash")
+        lot = newest.lots[place]
+        refuse_if(lot["value"] != ZERO, "already_revealed")
+        right = lot_commitment(task_id, version, validator, value)
+        refuse_if(lot["commitment"] != right, "wrong_lot")
+        lot["value"] = value
 
     def _attestsum(
         self,
@@ -567,7 +706,9 @@ class Model:
         early = caller == task.owner and 0 < newest.close_after <= newest.uploads
         refuse_if(now < newest.deadline and not early, "deadline_not_passed")
         newest.state = VERIFYING
-        newest.verdict_deadline = now + newest.verdict_sec
+        if newest.reveal_sec:
+            newest.reveal_deadline = now + newest.reveal_sec
+        newest.verdict_deadline = now + newest.reveal_sec + newest.verdict_sec
         _advance(task, newest, now)
 
     def _push(
@@ -577,22 +718,23 @@ class Model:
         self._check_version(task, version)
         newest = task.rounds[version]
         refuse_if(newest.state == OPEN, "round_not_closed")
-        refuse_if(newest.state not in (VERIFYING, SUMMING), "not_summing")
-        verifying = newest.state == VERIFYING
-        due = newest.verdict_deadline if verifying else newest.sum_deadline
-        refuse_if(now < due, "deadline_not_passed")
-        if not verifying:
+        refuse_if(newest.state > SUMMING, "not_summing")
+        due, more = {
+            VERIFYING: (newest.verdict_deadline, newest.verdict_sec),
+            SUMMING: (newest.sum_deadline, 0),
+        }.get(newest.state, (newest.audit_deadline, newest.audit_sec))
+        told = newest.state == DRAWING and len(newest.values()) == newest.committed()
+        refuse_if(now < due and not told, "deadline_not_passed")
+        if newest.state == SUMMING:
             newest.state = SUMMED
             return []
-        last = now >= newest.verdict_deadline + newest.verdict_sec
-        pays = not last and task.terms["silence"] == SILENCE_PAYS
+        phase, last = newest.state, now >= due + more
         kept = newest.cursor
         newest.cursor = start or kept
         payments = []
         for member in _visit(task, newest, limit):
-            if member.upload_version == version and member.upload_state == PENDING:
-                reason = REASON_UNDELIVERED if last else REASON_SILENCE
-                payments += _decide(task, newest, member, reason, pays)
+            if member.upload_version == version:
+                payments += _push_upload(task, newest, member, phase, last)
         if start:
             newest.cursor = kept
         _advance(task, newest, now)
@@ -614,7 +756,7 @@ class Model:
         uploads = [one for one in task.ordered() if one.upload_version == version]
         newest.root = merkle_root([_record(task, newest, one) for one in uploads]).hex()
         newest.state = SETTLED
-        newest.validators, newest.sums = [], []
+        newest.validators, newest.sums, newest.lots = [], [], []
         task.paid += newest.paid
 
     @staticmethod
@@ -633,16 +775,56 @@ def _visit(task: Task, newest: Round, limit: int) -> Iterator[Member]:
     yield from left[:limit]
 
 
+def _decision(upload: Member, newest: Round) -> int:
+    """Return the reason of what the verdicts on an upload decide, 0 while they do not."""
+    codes = [upload.verdict(place) for place in range(len(newest.validators))]
+    refusals = [code for code in codes if code > ACCEPT]
+    if codes.count(ACCEPT) >= newest.quorum:
+        return ACCEPT
+    if len(refusals) < newest.quorum:
+        return 0
+    return min(set(refusals), key=lambda code: (-refusals.count(code), code))
+
+
+def _push_upload(
+    task: Task, newest: Round, upload: Member, phase: int, last: bool
+) -> list[Payment]:
+    """Do what `push` does with an upload once the time of the phase is up."""
+    reason = UNDELIVERED if last else SILENCE
+    pays = not last and task.terms["silence"] == SILENCE_PAYS
+    if (phase, upload.upload_state) == (VERIFYING, PENDING):
+        return _decide(task, newest, upload, reason, pays)
+    if (phase, upload.upload_state) == (AUDITING, DRAWN):
+        if upload.opening_cid == ZERO:
+            return _decide(task, newest, upload, UNANSWERED, False)
+        return _decide(task, newest, upload, reason, pays)
+    if (phase, upload.upload_state) != (DRAWING, ACCEPTED):
+        return []
+    if last:
+        return _decide(task, newest, upload, UNDELIVERED, False)
+    if not is_drawn(newest.values(), upload.upload_hash, task.terms["lot_e6"]):
+        return _decide(task, newest, upload, ACCEPT, True)
+    upload.upload_state, upload.verdicts = DRAWN, ZERO
+    newest.held -= 1
+    newest.drawn += 1
+    return []
+
+
 def _decide(task: Task, newest: Round, upload: Member, reason: int, pays: bool) -> list[Payment]:
     amount = upload.upload_cost * newest.price
     newest.reserved -= amount
-    newest.pending -= 1
+    audited = upload.upload_state == DRAWN
+    newest.drawn -= audited
+    newest.held -= upload.upload_state == ACCEPTED
+    newest.pending -= upload.upload_state == PENDING
     upload.upload_reason = reason
     upload.upload_state = PAID if pays else REFUSED
     if not pays:
         newest.refused += 1
+        if audited and reason not in (SILENCE, UNDELIVERED):
+            upload.barred_until = newest.version + task.terms["bar_rounds"]
         return []
-    newest.accepted += reason == 1
+    newest.accepted += reason == ACCEPT
     newest.paid += amount
     quantity = Asset(amount, Symbol.parse(task.terms["token_symbol"]))
     return [
@@ -651,12 +833,21 @@ def _decide(task: Task, newest: Round, upload: Member, reason: int, pays: bool) 
 
 
 def _advance(task: Task, newest: Round, now: int) -> None:
-    if newest.state != VERIFYING or newest.pending:
+    """Go on to the next phase that is due, where nothing is left to do in this one."""
+    left = {VERIFYING: newest.pending, DRAWING: newest.held, AUDITING: newest.drawn}
+    if left.get(newest.state, 1):
         return
-    due = task.terms["mode"] == PAILLIER and newest.accepted >= task.terms["sum_min"]
-    newest.state = SUMMING if due else SUMMED
-    newest.sum_deadline = now + newest.sum_sec
     newest.cursor = ""
+    if newest.held:
+        newest.state = DRAWING
+    elif newest.drawn:
+        newest.state = AUDITING
+    else:
+        due = task.terms["mode"] == PAILLIER and newest.accepted >= task.terms["sum_min"]
+        newest.state = SUMMING if due else SUMMED
+        newest.sum_deadline = now + newest.sum_sec
+        return
+    newest.audit_deadline = now + newest.audit_sec
 
 
 def _hash(text: str) -> str:

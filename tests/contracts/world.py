@@ -23,9 +23,10 @@ from gradledger.localnet import parts, system
 from gradledger.localnet.network import Network
 
 _COUNTER = itertools.count()
-ACCEPT, MALFORMED = 1, 4
-OPEN, VERIFYING, SUMMING, SUMMED, SETTLED = 1, 2, 3, 4, 5
-PENDING, PAID, REFUSED = 1, 2, 3
+ACCEPT, UNAVAILABLE, MALFORMED, DUPLICATE, OPENING_MISMATCH, UNREVEALED = 1, 2, 4, 8, 16, 17
+SILENCE, UNDELIVERED, UNANSWERED = 20, 21, 22
+OPEN, VERIFYING, DRAWING, AUDITING, SUMMING, SUMMED, SETTLED = 1, 2, 3, 4, 5, 6, 7
+PENDING, PAID, REFUSED, ACCEPTED, DRAWN = 1, 2, 3, 4, 5
 ZERO = "00" * 32
 ABI = Abi.from_json(
     resources.files("gradledger.artifacts").joinpath("fedlearning.abi").read_bytes()
@@ -40,6 +41,78 @@ def digest(*parts: object) -> str:
 def cid(*parts: object) -> str:
     """Return the CIDv0 of that digest."""
     return digest_to_cid(bytes.fromhex(digest(*parts)))
+
+
+def lot_value(*parts: object) -> str:
+    """Return the value of a validator's lot."""
+    return digest("lot", *parts)
+
+
+def lot_commitment(task: str, version: int, validator: str, value: str) -> str:
+    """Return what a validator commits to: docs/protocol.md."""
+    text = (
+        name_to_int(task).to_bytes(8, "little")
+        + version.to_bytes(4, "little")
+        + name_to_int(validator).to_bytes(8, "little")
+        + bytes.fromhex(value)
+    )
+    return hashlib.sha256(text).hexdigest()
+
+
+def is_drawn(values: Iterable[str], upload_hash: str, lot_e6: int) -> bool:
+    """Return whether any of the revealed values draws an upload for an audit."""
+    for value in values:
+        place = hashlib.sha256(bytes.fromhex(value + upload_hash)).digest()[:8]
+        if lot_e6 == 1_000_000 or int.from_bytes(place, "big") < lot_e6 * 18_446_744_073_709:
+            return True
+    return False
+
+
+def task_document(**terms: Any) -> dict[str, Any]:
+    """Return the terms of a task as the ABI names them; `token_contract` has to be given."""
+    document = {
+        "token_symbol": "4,TOK",
+        "mode": 0,
+        "is_public": 0,
+        "validators_kind": 0,
+        "silence": 0,
+        "classes": 10,
+        "errors_max": 5,
+        "cost_max": 1000,
+        "devices_max": 1000,
+        "sum_min": 3,
+        "parameters": 2410,
+        "slot_bits": 26,
+        "clip_e6": 1_000_000,
+        "key_hash": ZERO if terms.get("mode") == 1 else digest("key"),
+        "card_cid": cid("card"),
+        "card_hash": digest("card"),
+        "lot_e6": 0,
+        "bar_rounds": 0,
+    }
+    return {**document, **terms}
+
+
+def round_document(version: int = 1, **terms: Any) -> dict[str, Any]:
+    """Return the terms of a round as the ABI names them."""
+    document = {
+        "model_cid": cid("model", version),
+        "model_hash": digest("model", version),
+        "price": 10,
+        "budget": 100_000,
+        "open_sec": 3600,
+        "verdict_sec": 3600,
+        "sum_sec": 3600,
+        "reveal_sec": 0,
+        "audit_sec": 0,
+        "close_after": 1,
+        "rule": 1,
+        "tau": 100_000,
+        "eta_e6": 1_000_000,
+        "norm_max_e6": 0,
+        "training": {"epochs": 1, "batch_size": 32, "rate_e6": 50_000, "measures": 4, "seed": 7},
+    }
+    return {**document, **terms}
 
 
 @dataclass
@@ -171,28 +244,9 @@ class Scene:
         """Create the accounts and a funded task whose members have joined."""
         names = world.accounts(1 + devices + validators)
         owner, names = names[0], names[1:]
-        all_terms: dict[str, Any] = {
-            "token_contract": world.token,
-            "token_symbol": str(world.symbol),
-            "mode": 0,
-            "is_public": 0,
-            "validators_kind": 0,
-            "silence": 0,
-            "classes": 10,
-            "errors_max": 5,
-            "cost_max": 1000,
-            "devices_max": 1000,
-            "sum_min": 3,
-            "parameters": 2410,
-            "slot_bits": 26,
-            "clip_e6": 1_000_000,
-            "key_hash": digest("key"),
-            "card_cid": cid("card"),
-            "card_hash": digest("card"),
-            **terms,
-        }
-        if all_terms["mode"] == 1:
-            all_terms["key_hash"] = ZERO
+        all_terms = task_document(
+            **{"token_contract": world.token, "token_symbol": str(world.symbol), **terms}
+        )
         scene = cls(world, owner, owner, names[:devices], names[devices:], all_terms, owner_funds)
         actions = [world.act("createtask", owner, task=owner, owner=owner, terms=all_terms)]
         if devices:
@@ -234,22 +288,9 @@ class Scene:
         )
 
     def open(self, version: int = 1, **terms: Any) -> Action:
-        training = {"epochs": 1, "batch_size": 32, "rate_e6": 50_000, "measures": 4, "seed": 7}
-        document = {
-            "model_cid": cid("model", version),
-            "model_hash": digest("model", version),
-            "price": 10,
-            "budget": 100_000,
-            "open_sec": 3600,
-            "verdict_sec": 3600,
-            "sum_sec": 3600,
-            "close_after": 1,
-            "rule": 1,
-            "tau": 100_000,
-            "eta_e6": 1_000_000,
-            "training": training,
-            **terms,
-        }
+        if self.terms["lot_e6"]:
+            terms = {"audit_sec": 3600, **terms}
+        document = round_document(version, **terms)
         return self.act("openround", self.owner, version=version, terms=document)
 
     def upload_data(self, device: str, version: int = 1, **fields: Any) -> dict[str, Any]:
@@ -276,12 +317,40 @@ class Scene:
             "attest", validator, version=version, validator=validator, verdicts=verdicts
         )
 
+    def audit_verdict(
+        self, validator: str, devices: Iterable[str], version: int = 1, code: int = ACCEPT
+    ) -> Action:
+        """Return a verdict on what the devices opened."""
+        one = self.verdict(validator, devices, version, code)
+        return Action(one.account, "attestaudit", one.authorization, one.data)
+
+    def reveal(self, device: str, version: int = 1, cid_: str | None = None) -> Action:
+        """Tell the CID of an upload."""
+        text = cid("upload", device, version) if cid_ is None else cid_
+        return self.act("reveal", device, device=device, version=version, cid=text)
+
+    def opening(self, device: str, version: int = 1, cid_: str | None = None) -> Action:
+        """Open a drawn upload."""
+        text = cid("opening", device, version) if cid_ is None else cid_
+        return self.act("openupload", device, device=device, version=version, cid=text)
+
+    def commit_lot(self, validator: str, version: int = 1, value: str | None = None) -> Action:
+        value = lot_value(validator, version) if value is None else value
+        commitment = lot_commitment(self.task, version, validator, value)
+        data = {"version": version, "validator": validator, "commitment": commitment}
+        return self.act("commitlot", validator, **data)
+
+    def reveal_lot(self, validator: str, version: int = 1, value: str | None = None) -> Action:
+        value = lot_value(validator, version) if value is None else value
+        data = {"version": version, "validator": validator, "value": value}
+        return self.act("reveallot", validator, **data)
+
     def close(self, version: int = 1, caller: str | None = None) -> Action:
         caller = caller or self.owner
         return self.act("closeround", caller, version=version, caller=caller)
 
-    def push_on(self, caller: str, version: int = 1, limit: int = 100) -> Action:
-        return self.act("push", caller, version=version, limit=limit)
+    def push_on(self, caller: str, version: int = 1, limit: int = 100, **start: str) -> Action:
+        return self.act("push", caller, version=version, limit=limit, **start)
 
     def vote_sum(self, validator: str, version: int = 1, **fields: Any) -> Action:
         data = {"hash": digest("sum"), "cid": cid("sum", validator), **fields}

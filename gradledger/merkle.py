@@ -1,9 +1,12 @@
-"""The Merkle tree over a round's uploads (RFC 6962), by which a payment is proven later."""
+"""Merkle trees (RFC 6962): over a round's uploads, by which a payment is proven later, and over the
+owner's validation points, by which it is shown that a device got committed ones.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from gradledger.chain.contract import Member, UploadState
 from gradledger.chain.names import name_to_int
@@ -28,7 +31,7 @@ def leaf_record(task: str, member: Member, price: int) -> bytes:
             member.upload_version.to_bytes(4, "little"),
             name_to_int(member.account).to_bytes(8, "little"),
             member.upload_hash,
-            cid_to_digest(member.upload_cid),
+            (cid_to_digest(member.upload_cid) if member.upload_cid else bytes(32)),
             member.upload_cost.to_bytes(4, "little"),
             member.error_last.to_bytes(4, "little"),
             bytes([member.upload_state, member.upload_reason]),
@@ -82,6 +85,100 @@ def verify_path(record: bytes, index: int, count: int, path: Sequence[bytes], ro
 def path_length(index: int, count: int) -> int:
     """Return how many hashes lead from record `index` of `count` to the root."""
     return len(_sides(index, count))
+
+
+class Tree:
+    """A whole tree in memory, for proofs of many records at once.
+
+    Parameters
+    ----------
+    records : iterable of bytes
+        At least one.
+
+    Attributes
+    ----------
+    root : bytes
+        That of `merkle_root`.
+    """
+
+    def __init__(self, records: Iterable[bytes]) -> None:
+        level = [hashlib.sha256(b"\0" + record).digest() for record in records]
+        if not level:
+            raise ConfigError("expected at least one record")
+        self._levels = [level]
+        while len(level) > 1:
+            level = [
+                _node(*level[place : place + 2]) if place + 1 < len(level) else level[place]
+                for place in range(0, len(level), 2)
+            ]
+            self._levels.append(level)
+        self.root = level[0]
+
+    def shared_path(self, indices: Sequence[int]) -> list[bytes]:
+        """Return the hashes that lead from several records to the root, each once.
+
+        Parameters
+        ----------
+        indices : sequence of int
+            Ascending.
+
+        Returns
+        -------
+        list of bytes
+            Level by level, the lowest first; in a level, from the left: of each known node whose
+            sibling is not known, the sibling.
+        """
+        known = list(indices)
+        if not known or known[0] < 0 or known[-1] >= len(self._levels[0]):
+            raise ConfigError(f"expected indices below {len(self._levels[0])}")
+        if any(a >= b for a, b in pairwise(known)):
+            raise ConfigError("expected ascending indices")
+        nodes: list[bytes] = []
+        for level in self._levels[:-1]:
+            here = set(known)
+            siblings = (index ^ 1 for index in known if index ^ 1 not in here)
+            nodes += [level[index] for index in siblings if index < len(level)]
+            known = sorted({index >> 1 for index in known})
+        return nodes
+
+
+def root_of_shared(
+    records: Sequence[bytes], indices: Sequence[int], count: int, nodes: Sequence[bytes]
+) -> bytes | None:
+    """Return the root to which several records and their `Tree.shared_path` lead.
+
+    Parameters
+    ----------
+    records : sequence of bytes
+    indices : sequence of int
+        Their places in the tree, ascending, below `count`.
+    count : int
+        Records of the whole tree.
+    nodes : sequence of bytes
+
+    Returns
+    -------
+    bytes or None
+        None: there are too few or too many hashes.
+    """
+    rest = iter(nodes)
+    digests = [hashlib.sha256(b"\0" + record).digest() for record in records]
+    level = list(zip(indices, digests, strict=True))
+    while count > 1:
+        known = dict(level)
+        above: list[tuple[int, bytes]] = []
+        for index, digest in level:
+            if index & 1 and index - 1 in known:
+                continue  # done with its sibling
+            found = digest
+            if index ^ 1 < count:  # otherwise it is the last one, alone, and rises as it is
+                sibling = known.get(index ^ 1) or next(rest, None)
+                if sibling is None:
+                    return None
+                found = _node(sibling, digest) if index & 1 else _node(digest, sibling)
+            above.append((index >> 1, found))
+        level, count = above, (count + 1) // 2
+    return level[0][1] if next(rest, None) is None else None
 
 
 def _sides(index: int, count: int) -> list[bool]:

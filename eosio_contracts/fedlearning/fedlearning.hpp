@@ -358,7 +358,7 @@ public:
    void attest(name task, uint32_t version, name validator, view<verdict> verdicts);
 
    /// Verdicts of one validator on drawn uploads, from what their devices opened; as `attest`, but that
-   /// a quorum of refusals also bars the device. Until twice audit_sec after auditing began.
+   /// a quorum of refusals also bars the device. Until twice audit_sec after the audit deadline.
    /// @auth validator
    void attestaudit(name task, uint32_t version, name validator, view<verdict> verdicts);
 
@@ -384,10 +384,11 @@ public:
    void closeround(name task, uint32_t version, name caller);
 
    /// Push up to `limit` members' uploads on, each phase once its deadline has passed; anyone.
-   /// Verifying: what got no verdict is decided as the task's `silence` says. Drawing (also before the
-   /// deadline, once all lots are revealed): what is drawn is put under audit, the rest is paid.
-   /// Auditing: what was not opened is refused and its device barred, what was opened and got no verdict
-   /// is decided by `silence`. After twice the phase's length all that is left is refunded. Summing: the
+   /// Verifying: what got no verdict is decided as the task's `silence` says, what was not revealed is
+   /// refused. Drawing (also before the deadline, once all lots are revealed): what is drawn is put under
+   /// audit, the rest is paid. Auditing: what was not opened is refused and its device barred; what was
+   /// opened has audit_sec more for verdicts, then `silence` decides. When as long again has passed (in
+   /// auditing, after that), all that is left is refunded: it could not be delivered. Summing: the
    /// sum is given up. `start` may be left out; otherwise it is the member to begin with instead of
    /// where the last call ended, so that a device that cannot be paid (its own contract refuses the
    /// money) holds up nobody behind it.

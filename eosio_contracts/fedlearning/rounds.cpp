@@ -228,7 +228,8 @@ bool fedlearning::push_upload(const task& task, round_row& row, member& upload, 
    round&     head = row.head();
    const bool pays = task.terms.silence == silence_pay;
    if (phase == round_verifying && upload.upload_state == upload_pending) {
-      decide(task, head, upload, is_last ? reason_undelivered : reason_silence, pays && !is_last);
+      if (upload.upload_cid.is_zero()) decide(task, head, upload, verdict_unrevealed, false);
+      else decide(task, head, upload, is_last ? reason_undelivered : reason_silence, pays && !is_last);
    } else if (phase == round_drawing && upload.upload_state == upload_accepted) {
       if (is_last) {
          decide(task, head, upload, reason_undelivered, false);
@@ -241,8 +242,11 @@ bool fedlearning::push_upload(const task& task, round_row& row, member& upload, 
          decide(task, head, upload, verdict_accept, true);
       }
    } else if (phase == round_auditing && upload.upload_state == upload_drawn) {
+      // what was opened at the last moment must be judged as well, before silence decides
+      const bool is_gone = now() >= head.audit_deadline + 2 * head.audit_sec;
       if (upload.opening_cid.is_zero()) decide(task, head, upload, reason_unanswered, false);
-      else decide(task, head, upload, is_last ? reason_undelivered : reason_silence, pays && !is_last);
+      else if (!is_last) return false;
+      else decide(task, head, upload, is_gone ? reason_undelivered : reason_silence, pays && !is_gone);
    } else {
       return false;
    }

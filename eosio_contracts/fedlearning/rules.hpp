@@ -62,9 +62,10 @@ inline hash256 get_hash(const char* field, view<char> bytes) {
    return hash;
 }
 
+/// The digest of a CIDv0; never zero, which in a row says that there is none.
 inline hash256 get_cid_digest(const char* field, view<char> text) {
    hash256 digest;
-   if (!decode_cid(text.bytes(), text.size(), digest))
+   if (!decode_cid(text.bytes(), text.size(), digest) || digest.is_zero())
       fail("bad_cid: ", field, ": expected a CIDv0 of 46 base58 characters that starts with Qm, got ",
            text.size(), " characters that are none");
    return digest;

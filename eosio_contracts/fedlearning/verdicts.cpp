@@ -102,7 +102,7 @@ void fedlearning::judge(name id, uint32_t version, name validator, view<verdict>
              (said.code == verdict_accept || head.state == round_open || now() < head.reveal_deadline))
             fail("not_revealed: expected a refusal after ", head.reveal_deadline, ", the CID of ",
                  upload.row.account, " is not known");
-         const seconds last = is_audit ? head.audit_deadline + head.audit_sec : head.verdict_deadline + head.verdict_sec;
+         const seconds last = is_audit ? head.audit_deadline + 2 * head.audit_sec : head.verdict_deadline + head.verdict_sec;
          if (head.state != round_open && now() >= last)
             fail("deadline_passed: expected verdicts before ", last, ", the time is ", now());
          const uint8_t reason = decided_by(upload.row.verdicts, row.validators());

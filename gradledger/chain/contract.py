@@ -631,9 +631,14 @@ class FedLearning:
         """Close a round to uploads."""
         return self._action("closeround", caller, task=task, version=version, caller=caller)
 
-    def push(self, task: str, actor: str, version: int, limit: int = 100) -> Action:
-        """Push a round on after a deadline; any account may."""
-        return self._action("push", actor, task=task, version=version, limit=limit)
+    def push(
+        self, task: str, actor: str, version: int, limit: int = 100, start: str = ""
+    ) -> Action:
+        """Push a round on after a deadline; any account may.
+
+        `start` is the member to begin with, in place of where the last call ended.
+        """
+        return self._action("push", actor, task=task, version=version, limit=limit, start=start)
 
     def settle(self, task: str, caller: str, version: int, limit: int = 200) -> Action:
         """Settle up to `limit` members of a round."""

@@ -39,6 +39,8 @@ VALIDATED = 600  # uploads that they judge
 TRANSACTIONS_PER_MODEL = 15
 FABRIC = {
     "what": "a marketplace for models on Hyperledger Fabric, as its paper reports",
+    "source": "Somy, Kannan, Arya, Hans, Singh, Lohia, Mehta: Ownership preserving AI Market Places "
+    "using Blockchain, IEEE Blockchain 2019 (arXiv:2001.09011)",
     "transactions_per_s": 950,
     "models_per_s": [65, 70],
     "transactions_per_model": TRANSACTIONS_PER_MODEL,

@@ -157,7 +157,17 @@ class Mlp:
         return x
 
 
-ARCHITECTURES: dict[str, type[Architecture]] = {Mlp.kind: Mlp}
+def _read_onnx(value: Mapping[str, Any]) -> Architecture:
+    from gradledger.onnx_models import OnnxGraph  # its packages are not everywhere
+
+    return OnnxGraph.from_dict(value)
+
+
+ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
+    Mlp.kind: Mlp.from_dict,
+    "onnx": _read_onnx,
+}
+"""How each kind of architecture is read."""
 
 
 def architecture_from(value: Mapping[str, Any] | Architecture) -> Architecture:
@@ -177,11 +187,11 @@ def architecture_from(value: Mapping[str, Any] | Architecture) -> Architecture:
         found = value
     else:
         kind = value.get("kind")
-        known = ARCHITECTURES.get(kind) if isinstance(kind, str) else None
-        if known is None:
+        read = ARCHITECTURES.get(kind) if isinstance(kind, str) else None
+        if read is None:
             names = ", ".join(sorted(ARCHITECTURES))
             raise ModelError(f"architecture of a known kind ({names}) expected, got {kind!r:.40}")
-        found = known.from_dict(value)
+        found = read(value)
     if not 1 <= _count(found) <= PARAMETERS_MAX:
         raise ModelError(f"1 to {PARAMETERS_MAX} parameters expected, got {_count(found)}")
     return found
@@ -237,7 +247,7 @@ class Model:
         self.vector: FloatArray = values
 
     def __repr__(self) -> str:
-        return f"Model({self.architecture}, parameters={self.parameters})"
+        return f"Model({self.architecture!s:.200}, parameters={self.parameters})"
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -325,8 +335,11 @@ class Model:
         for start in range(0, len(rows), BATCH_ROWS):
             part = slice(start, start + BATCH_ROWS)
             with np.errstate(over="ignore", invalid="ignore"):
-                out[part] = self.network.scores(arrays, rows[part])
+                out[part] = self._forward(arrays, rows[part])
         return out
+
+    def _forward(self, arrays: Mapping[str, FloatArray], rows: FloatArray) -> FloatArray:
+        return self.network.scores(arrays, rows)
 
     def predict(self, x: npt.ArrayLike) -> npt.NDArray[Any]:
         """Return the class of each row of `x`: the argmax of the last layer.
@@ -433,7 +446,8 @@ class Model:
         if architecture is not None:
             wanted = architecture_from(architecture).to_dict()
             if network.to_dict() != wanted:
-                raise ModelError(f"architecture {wanted} expected, got {network.to_dict()}")
+                came = network.to_dict()
+                raise ModelError(f"architecture {wanted!s:.200} expected, got {came!s:.200}")
         shapes = network.shapes()
         if set(arrays) != set(shapes):
             raise ModelError(f"arrays {', '.join(shapes)} expected, got {', '.join(arrays):.200}")

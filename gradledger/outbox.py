@@ -48,7 +48,14 @@ POLL_SEC = 0.2
 TEXT_MAX = 1000
 
 # Refusals that another state of the chain may take back before the time is up.
-_MAY_PASS = ("budget_short", "future_version", "unknown_task", "not_a_member", "not_joined")
+_MAY_PASS = (
+    "budget_short",
+    "future_version",
+    "lots_missing",
+    "unknown_task",
+    "not_a_member",
+    "not_joined",
+)
 
 _FORMAT = 1
 _PAGE_BYTES = 4096
@@ -61,6 +68,8 @@ _TABLES = (
     "blob BLOB NOT NULL, signed TEXT, is_whole INTEGER NOT NULL DEFAULT 0, "
     "refusal TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '', "
     "block INTEGER NOT NULL DEFAULT 0)",
+    "CREATE TABLE IF NOT EXISTS kept (entry INTEGER NOT NULL, name TEXT NOT NULL, "
+    "data BLOB NOT NULL, PRIMARY KEY (entry, name))",
 )
 _COLUMNS = (
     "id, name, state, made_at, give_up_at, actions, details, signed, is_whole, refusal, reason, "
@@ -121,13 +130,13 @@ class Entry:
 
 
 class Outbox:
-    """The entries of one party, in a file that only its account may read.
+    """The entries of one party, in a file that only its account may read, or in memory.
 
     Parameters
     ----------
-    path : path
+    path : path or None
         A SQLite file on a local file system, in a folder of mode 0700; made where it is missing,
-        with mode 0600.
+        with mode 0600. None: nothing outlives the process.
     holder : str
         Whose outbox it is; the file names it.
     bytes_max : int
@@ -147,14 +156,19 @@ class Outbox:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, holder: str, bytes_max: int = BYTES_MAX
+        self, path: str | os.PathLike[str] | None, *, holder: str, bytes_max: int = BYTES_MAX
     ) -> None:
-        self.path = Path(path).absolute()
+        self.path = None if path is None else Path(path).absolute()
         self.holder = holder
         self._lock = threading.RLock()
-        make_private(self.path, "outbox files")
         try:
-            self._db = connect(self.path, timeout_sec=0, check_same_thread=False)
+            if self.path is None:
+                self._db = sqlite3.connect(
+                    ":memory:", isolation_level=None, check_same_thread=False
+                )
+            else:
+                make_private(self.path, "outbox files")
+                self._db = connect(self.path, timeout_sec=0, check_same_thread=False)
         except sqlite3.Error as exc:
             raise self._error(exc) from exc
         try:
@@ -164,7 +178,11 @@ class Outbox:
             raise
 
     def __repr__(self) -> str:
-        return f"Outbox({str(self.path)!r})"
+        return f"Outbox({self._place!r})"
+
+    @property
+    def _place(self) -> str:
+        return "memory" if self.path is None else str(self.path)
 
     def _open(self, bytes_max: int) -> None:
         with self._transaction(first=True):
@@ -174,10 +192,12 @@ class Outbox:
             about = self._db.execute("SELECT format, holder FROM about").fetchone()
         if about != (_FORMAT, self.holder):
             raise ConfigError(
-                f"{self.path}: expected an outbox of {self.holder} in format {_FORMAT}, "
+                f"{self._place}: expected an outbox of {self.holder} in format {_FORMAT}, "
                 f"got one of {about[1]} in format {about[0]}"
             )
         self._db.execute(f"PRAGMA max_page_count = {max(1, bytes_max // _PAGE_BYTES)}")
+        # Under this lock a journal would keep its bytes, and with them secrets that were released.
+        self._db.execute("PRAGMA journal_mode = TRUNCATE")
 
     def close(self) -> None:
         """Let another process have it. What is pending stays."""
@@ -199,8 +219,19 @@ class Outbox:
         give_up_at: int,
         details: Mapping[str, Any],
         blob: bytes = b"",
+        keep: Mapping[str, bytes] | None = None,
     ) -> Entry:
         """Write an entry down, durably, before anything of it is done.
+
+        Parameters
+        ----------
+        name, actions, give_up_at, details
+            As `Entry` has them.
+        blob : bytes
+            What the entry itself needs; dropped when it is over.
+        keep : mapping of str to bytes, optional
+            What may be needed once it has happened, secrets perhaps; dropped by `release`, and
+            when the entry is abandoned.
 
         Raises
         ------
@@ -214,7 +245,7 @@ class Outbox:
             ).fetchone()
             if pending >= PENDING_MAX:
                 raise OutboxError(
-                    f"{self.path}: expected at most {PENDING_MAX} pending entries: bring the node "
+                    f"{self._place}: expected at most {PENDING_MAX} pending entries: bring the node "
                     "back, and let them be sent"
                 )
             made_at = int(time.time())
@@ -223,6 +254,8 @@ class Outbox:
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (name, State.PENDING, made_at, give_up_at, packed, json.dumps(details), blob),
             ).lastrowid
+            for what, data in (keep or {}).items():
+                self._db.execute("INSERT INTO kept VALUES (?, ?, ?)", (number, what, data))
             self._prune(made_at)
         assert number is not None
         return self.entry(number)
@@ -243,6 +276,23 @@ class Outbox:
                 "SELECT blob FROM entries WHERE id = ?", (entry.number,)
             ).fetchone()
         return bytes(row[0])
+
+    def kept(self, entry: Entry, name: str) -> bytes:
+        """Return what was kept under a name; nothing when it was released. Raises OutboxError."""
+        with self._reading():
+            row = self._db.execute(
+                "SELECT data FROM kept WHERE entry = ? AND name = ?", (entry.number, name)
+            ).fetchone()
+        return b"" if row is None else bytes(row[0])
+
+    def keeping(self) -> list[Entry]:
+        """Return the entries with which something is kept, the oldest first. Raises OutboxError."""
+        return self._entries("id IN (SELECT entry FROM kept)")
+
+    def release(self, entry: Entry) -> None:
+        """Drop what was kept with an entry, and overwrite it in the file. Raises OutboxError."""
+        with self._transaction():
+            self._db.execute("DELETE FROM kept WHERE entry = ?", (entry.number,))
 
     def sign(self, entry: Entry, signed: Signed, *, is_whole: bool) -> Entry:
         """Write down a transaction before it is sent. Raises OutboxError."""
@@ -266,6 +316,7 @@ class Outbox:
 
     def abandon(self, entry: Entry, reason: str) -> Entry:
         """Write down that it can never happen, and why. Raises OutboxError."""
+        self.release(entry)
         return self._update(
             entry, "state = ?, reason = ?, blob = x''", State.ABANDONED, reason[:TEXT_MAX]
         )
@@ -285,7 +336,7 @@ class Outbox:
         try:
             return [_entry(row) for row in rows]
         except (ValueError, TypeError, KeyError) as exc:
-            raise OutboxError(f"{self.path}: an entry is damaged: {exc}") from exc
+            raise OutboxError(f"{self._place}: an entry is damaged: {exc}") from exc
 
     def _prune(self, now: int) -> None:
         self._db.execute(
@@ -293,6 +344,7 @@ class Outbox:
             "(SELECT id FROM entries ORDER BY id DESC LIMIT ?))",
             (State.PENDING, now - KEEP_SEC, KEPT_MAX),
         )
+        self._db.execute("DELETE FROM kept WHERE entry NOT IN (SELECT id FROM entries)")
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -320,10 +372,10 @@ class Outbox:
         text = str(exc)
         if "locked" in text:
             return OutboxError(
-                f"{self.path}: another process uses this outbox; wait for it or stop it"
+                f"{self._place}: another process uses this outbox; wait for it or stop it"
             )
         return OutboxError(
-            f"{self.path}: cannot be used ({text}); what is not written down is not sent: free "
+            f"{self._place}: cannot be used ({text}); what is not written down is not sent: free "
             "space on the disk, then try again"
         )
 

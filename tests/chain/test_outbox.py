@@ -64,6 +64,27 @@ def test_an_entry_is_as_it_was_written_down(outbox: Outbox, path: Path) -> None:
     again.close()
 
 
+@pytest.mark.parametrize("is_file", [True, False])
+def test_what_is_kept_outlives_its_entry_until_it_is_released(path: Path, is_file: bool) -> None:
+    secret = bytes(range(100, 132))
+    box = Outbox(path if is_file else None, holder="phone1")
+    entry = add(box, keep={"opening": secret + bytes(50_000), "envelope": b"sealed"})
+    other = add(box, keep={"opening": b"another"})
+    done = box.finish(entry, 12)
+    assert box.blob(done) == b"" and box.kept(done, "envelope") == b"sealed"
+    assert box.kept(done, "opening")[:32] == secret and box.kept(done, "nothing") == b""
+    assert box.keeping() == [done, other]
+    files = [path, path.with_name(path.name + "-journal")] if is_file else []
+    assert any(secret in file.read_bytes() for file in files) is is_file
+    box.release(done)
+    assert not any(secret in file.read_bytes() for file in files)  # overwritten, not just dropped
+    assert box.kept(done, "opening") == b"" and box.keeping() == [other]
+    box.abandon(other, "too late")
+    assert box.keeping() == []
+    assert repr(box) == (f"Outbox({str(path)!r})" if is_file else "Outbox('memory')")
+    box.close()
+
+
 def test_who_may_use_it(outbox: Outbox, path: Path, tmp_path: Path) -> None:
     with pytest.raises(OutboxError, match="another process uses this outbox"):
         Outbox(path, holder="phone1")

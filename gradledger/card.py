@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gradledger import envelope
 from gradledger.errors import EnvelopeError, PaillierError
 from gradledger.privacy import Privacy
+from gradledger.validation import Commitment
 
 if TYPE_CHECKING:
     from gradledger.chain.contract import Task
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
     from gradledger.store import Store
 
 FORMAT = 1
-FORMAT_PRIVACY = 2  # of a card with privacy terms, so that who does not know them refuses the card
+# The format of a card with terms that bind devices, so that who does not know them refuses it:
+FORMAT_PRIVACY = 2  # with `privacy` alone
+FORMAT_OPTIONS = 3  # with any of the optional keys
+OPTIONS = ("validation", "privacy")
+_T = TypeVar("_T")
 CARD_BYTES_MAX = 2 * envelope.CARD_BYTES_MAX  # the whole envelope
 
 
@@ -41,6 +46,8 @@ class TaskCard:
         The owner's Paillier modulus; None in sealed mode.
     privacy : Privacy or None
         The noise that every device adds to its updates; None: none.
+    validation : Commitment or None
+        The owner's validation points, committed; None: the owner picks what a device gets.
     """
 
     task: str
@@ -51,11 +58,11 @@ class TaskCard:
     owner_enc_key: bytes
     paillier_n: int | None = field(repr=False)
     privacy: Privacy | None = None
+    validation: Commitment | None = None
 
     def to_bytes(self) -> bytes:
         """Return the card as an envelope in the clear."""
         document: dict[str, Any] = {
-            "format": FORMAT,
             "task": self.task,
             "owner": self.owner,
             "description": self.description,
@@ -64,8 +71,10 @@ class TaskCard:
             "owner_enc_key": self.owner_enc_key.hex(),
             "paillier_n": None if self.paillier_n is None else f"{self.paillier_n:x}",
         }
-        if self.privacy is not None:
-            document |= {"format": FORMAT_PRIVACY, "privacy": self.privacy.to_dict()}
+        options = {
+            name: value.to_dict() for name in OPTIONS if (value := getattr(self, name)) is not None
+        }
+        document |= options | {"format": _format(options)}
         header = envelope.Header(
             kind=envelope.Kind.TASK_CARD,
             codec=envelope.PayloadCodec.BYTES,
@@ -84,12 +93,14 @@ class TaskCard:
         try:
             document = json.loads(found.payload())
             version = document["format"]
-            if version not in (FORMAT, FORMAT_PRIVACY):
+            if version not in (FORMAT, FORMAT_PRIVACY, FORMAT_OPTIONS):
                 raise EnvelopeError(
-                    f"expected card format {FORMAT} or {FORMAT_PRIVACY}, got {version!r:.40}"
+                    f"expected card format {FORMAT}, {FORMAT_PRIVACY} or {FORMAT_OPTIONS}, "
+                    f"got {version!r:.40}"
                 )
-            if ("privacy" in document) != (version == FORMAT_PRIVACY):
-                raise EnvelopeError(f"expected privacy terms in card format {FORMAT_PRIVACY} alone")
+            if version != _format(document):
+                given = ", ".join(name for name in OPTIONS if name in document) or "none"
+                raise EnvelopeError(f"card format {version} does not go with the keys: {given}")
             n = document["paillier_n"]
             card = cls(
                 task=_text(document["task"]),
@@ -99,10 +110,16 @@ class TaskCard:
                 architecture=dict(document["architecture"]),
                 owner_enc_key=bytes.fromhex(document["owner_enc_key"]),
                 paillier_n=None if n is None else int(_text(n), 16),
-                privacy=Privacy.from_dict(document["privacy"]) if "privacy" in document else None,
+                privacy=_option(document, "privacy", Privacy.from_dict),
+                validation=_option(document, "validation", Commitment.from_dict),
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise EnvelopeError(f"expected a task card: {type(error).__name__}: {error}") from None
+        if card.validation is not None and len(card.validation.counts) != len(card.classes):
+            raise EnvelopeError(
+                f"expected the numbers of points of {len(card.classes)} classes in the task card, "
+                f"got {len(card.validation.counts)}"
+            )
         if len(card.owner_enc_key) != 32:
             raise EnvelopeError("expected an X25519 key of 32 bytes in the task card")
         if (card.task, card.owner) != (found.header.task, found.header.sender):
@@ -146,6 +163,20 @@ def task_codec(task: Task) -> Codec:
     from gradledger.codec import Codec
 
     return Codec(task.terms.clip_e6, task.terms.slot_bits, task.terms.parameters)
+
+
+def _format(options: Container[str]) -> int:
+    """Return the card format that says which optional keys there are."""
+    used = [name for name in OPTIONS if name in options]
+    if not used:
+        return FORMAT
+    return FORMAT_PRIVACY if used == ["privacy"] else FORMAT_OPTIONS
+
+
+def _option(
+    document: Mapping[str, Any], name: str, read: Callable[[Mapping[str, Any]], _T]
+) -> _T | None:
+    return read(document[name]) if name in document else None
 
 
 def _text(value: object) -> str:

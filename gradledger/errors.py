@@ -30,6 +30,7 @@ GradledgerError
  |   +- KeyMismatchError           it was made under another key
  |   +- MasksShortError            make more masks ahead; has `missing`
  +- ModelError                     the bytes are no valid model or validation set
+ +- ValidationSetError             the set was not drawn as committed: stay away from the round
  +- OutboxError                    free the disk, or stop the other process: nothing was sent
  +- PrivacyError                   the privacy promised does not hold, or is used up: stay away
 
@@ -293,6 +294,10 @@ class MasksShortError(PaillierError):
 
 class ModelError(GradledgerError):
     """The bytes are not a valid model or validation set."""
+
+
+class ValidationSetError(GradledgerError):
+    """A validation set is not what was committed and drawn, or none can be drawn."""
 
 
 class PrivacyError(GradledgerError):

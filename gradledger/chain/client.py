@@ -164,6 +164,7 @@ class ChainClient:
         self._resting: dict[int, float] = {}  # endpoint -> until when
         self._lock = threading.Lock()
         self._blocks: OrderedDict[int, Block] = OrderedDict()
+        self._ids: OrderedDict[int, str] = OrderedDict()  # of irreversible blocks
 
     def __repr__(self) -> str:
         return f"ChainClient({', '.join(self.endpoints)})"
@@ -196,17 +197,7 @@ class ChainClient:
         """Return `get_confirmed`'s answer, and an endpoint that has this block."""
         if len(self.endpoints) == 1:
             return self._info()
-        heard: list[tuple[ChainInfo, int]] = []
-        now = time.monotonic()
-        awake = [n for n in range(len(self.endpoints)) if self._resting.get(n, 0.0) <= now]
-        for number in awake or range(len(self.endpoints)):
-            try:
-                heard.append(self._info(only=number))
-                self._resting.pop(number, None)
-            except NodeError:
-                self._resting[number] = time.monotonic() + REST_SEC
-        if not heard:
-            raise NodeUnavailableError("no endpoint answered /v1/chain/get_info")
+        heard = self._opinions()
         heard.sort(key=lambda each: each[0].irreversible_block, reverse=True)
         needed = len(heard) // 2 + 1
         most = 0
@@ -225,6 +216,85 @@ class ChainClient:
             f"expected {needed} of {len(heard)} endpoints to agree on an irreversible block, "
             f"{most} do"
         )
+
+    def _opinions(self) -> list[tuple[ChainInfo, int]]:
+        """Return what each endpoint that answers says of its chain."""
+        if len(self.endpoints) == 1:
+            return [self._info()]
+        heard: list[tuple[ChainInfo, int]] = []
+        now = time.monotonic()
+        awake = [n for n in range(len(self.endpoints)) if self._resting.get(n, 0.0) <= now]
+        for number in awake or range(len(self.endpoints)):
+            try:
+                heard.append(self._info(only=number))
+                self._resting.pop(number, None)
+            except NodeError:
+                self._resting[number] = time.monotonic() + REST_SEC
+        if not heard:
+            raise NodeUnavailableError("no endpoint answered /v1/chain/get_info")
+        return heard
+
+    def get_confirmed_id(self, number: int) -> str | None:
+        """Return the id of an irreversible block, as most endpoints have it.
+
+        More than half of the endpoints that answer must call it irreversible and have it under this
+        id, see `get_confirmed`.
+
+        Returns
+        -------
+        str or None
+            None: not that many call it irreversible yet.
+
+        Raises
+        ------
+        NodeAnswerError
+            They disagree, or do not have the block any more.
+        NodeUnavailableError
+            No endpoint answers.
+        """
+        with self._lock:
+            if number in self._ids:
+                return self._ids[number]
+        heard, behind = self._opinions(), 0
+        ids: list[str] = []
+        faults: list[str] = []
+        for info, endpoint in heard:
+            if info.irreversible_block < number:
+                behind += 1
+                continue
+            try:
+                ids.append(self._id(number, info, endpoint))
+            except NodeError as error:
+                faults.append(f"; {error}")
+        needed = len(heard) // 2 + 1
+        most = max(set(ids), key=ids.count, default="")
+        if ids.count(most) + behind < needed:
+            raise NodeAnswerError(
+                f"expected {needed} of {len(heard)} endpoints to have the same block {number}, "
+                f"{ids.count(most)} do{''.join(faults)}"
+            )
+        if ids.count(most) < needed:
+            return None
+        with self._lock:
+            self._ids[number] = most
+            while len(self._ids) > BLOCKS_CACHED_MAX:
+                self._ids.popitem(last=False)
+        return most
+
+    def _id(self, number: int, info: ChainInfo, endpoint: int) -> str:
+        """Return the id of a block that is irreversible for an endpoint."""
+        if number == info.irreversible_block:
+            return info.irreversible_id
+        query = {"block_num": number}
+        answer = self._call("/v1/chain/get_block_info", query, only=endpoint)[0]
+        try:
+            found = str(answer["id"])
+            if len(found) != 64 or int(found[:8], 16) != number:
+                raise ValueError(f"id {found[:80]}")
+            bytes.fromhex(found)
+        except (KeyError, TypeError, ValueError) as error:
+            raise NodeAnswerError(f"expected block {number}, got another: {error}") from None
+        return found
 
     def _has(self, info: ChainInfo, its: ChainInfo, endpoint: int) -> bool:
         """Return whether an endpoint, which is as far, has the same irreversible block."""

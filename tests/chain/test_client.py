@@ -565,6 +565,39 @@ def test_what_most_endpoints_have_is_irreversible(
         one.get_confirmed()
 
 
+@pytest.mark.parametrize(
+    ("nodes", "tail"),
+    [
+        ([telling(20)], "11"),
+        ([telling(15, tail="66")], "66"),  # its last irreversible block is the one asked for
+        ([telling(14)], None),
+        ([telling(20), telling(14), telling(14)], None),
+        ([telling(20), telling(20), telling(14)], "11"),
+        ([telling(20, below="66"), telling(20), telling(20)], "11"),
+        ([telling(20), telling(20, below="66")], "1 do"),
+        ([telling(20, below="6x")], "0 do; expected block 15, got another"),
+        ([telling(20, below="6x"), telling(20), telling(20)], "11"),
+        ([None, telling(20)], "11"),
+    ],
+)
+def test_the_id_of_a_block_is_what_most_endpoints_have(
+    nodes: list[Any], tail: str | None, serve: Callable[[Any], FakeNode]
+) -> None:
+    one = client(*(serve(node) for node in nodes))
+    if tail is None or len(tail) == 2:
+        assert one.get_confirmed_id(15) == (tail and f"{15:08x}" + tail * 28)
+        return
+    with pytest.raises(NodeAnswerError, match=tail):
+        one.get_confirmed_id(15)
+
+
+def test_an_id_is_asked_for_once(serve: Callable[[Any], FakeNode]) -> None:
+    node = serve(telling(20))
+    one = client(node)
+    assert one.get_confirmed_id(15) == one.get_confirmed_id(15)
+    assert len(node.calls) == 2
+
+
 def test_a_transaction_refers_to_what_most_endpoints_have(serve: Callable[[Any], FakeNode]) -> None:
     liar = telling(90)
 

@@ -252,8 +252,8 @@ def test_a_card_carries_the_terms() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 1}, "privacy terms in card format 2 alone"),
-        ({"format": 3}, "card format 1 or 2, got 3"),
+        ({"format": 1}, "card format 1 does not go with the keys: privacy"),
+        ({"format": 4}, "card format 1, 2 or 3, got 4"),
         ({"privacy": {"mechanism": "laplace"}}, "the mechanism gaussian"),
         ({"privacy": {"rounds": 0}}, "rounds: expected 1..100000, got 0"),
         ({"privacy": {"rounds": 1.5}}, "rounds: expected 1..100000, got 1.5"),

@@ -120,11 +120,15 @@ def member(**changes: Any) -> Member:
         upload_version=3,
         upload_hash=hashlib.sha256(b"a").digest(),
         upload_cid=digest_to_cid(hashlib.sha256(b"b").digest()),
+        series_hash=hashlib.sha256(b"c").digest(),
         upload_cost=600,
         error_first=900_000,
+        error_before=200_000,
         error_last=100_000,
         upload_state=UploadState.PAID,
         upload_reason=VerdictCode.ACCEPT,
+        barred_until=0,
+        opening_cid="",
         verdicts=bytes(32),
     )
     return dataclasses.replace(row, **changes)

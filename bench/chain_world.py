@@ -23,18 +23,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bench import chain_client
+from bench.terms import round_terms, task_terms
 from gradledger.chain.client import ChainClient, PushResult
 from gradledger.chain.contract import (
     FedLearning,
-    Mode,
-    Recipe,
     Role,
     RoundState,
-    RoundTerms,
-    Rule,
-    Silence,
-    TaskTerms,
-    ValidatorsKind,
     Verdict,
     VerdictCode,
     transfer,
@@ -301,25 +295,7 @@ class World:
         self.owner, self.version = self.funded(owner), 0
         self.devices = self.all_devices[:devices]
         self.validators = self.all_validators[:validators]
-        terms = TaskTerms(
-            token_contract=TOKEN_CONTRACT,
-            token_symbol=TOKEN,
-            mode=Mode.SEALED,
-            is_public=True,
-            validators_kind=ValidatorsKind.NAMED,
-            silence=Silence.REFUND,
-            classes=10,
-            errors_max=16,
-            cost_max=10_000,
-            devices_max=len(self.devices),
-            sum_min=3,
-            parameters=101_770,
-            slot_bits=32,
-            clip_e6=1_000_000,
-            key_hash=bytes(32),
-            card_cid=digest_to_cid(digest("card")),
-            card_hash=digest("card"),
-        )
+        terms = task_terms(is_public=True, devices_max=len(self.devices), slot_bits=32)
         self.send([self.contract.createtask(owner, owner, terms)])
         self.landed()
         for role, members in ((Role.DEVICE, self.devices), (Role.VALIDATOR, self.validators)):
@@ -338,19 +314,11 @@ class World:
     def open_round(self) -> None:
         """Open the next round."""
         self.version += 1
-        terms = RoundTerms(
+        terms = round_terms(
             model_cid=digest_to_cid(digest("model", self.version)),
             model_hash=digest("model", self.version),
             price=PRICE,
             budget=COST * PRICE * len(self.devices),
-            open_sec=3600,
-            verdict_sec=3600,
-            sum_sec=3600,
-            close_after=1,
-            rule=Rule.EITHER,
-            tau=100_000,
-            eta_e6=1_000_000,
-            training=Recipe(epochs=1, batch_size=32, rate_e6=1, measures=4, seed=1),
         )
         self.send([self.contract.openround(self.owner, self.owner, self.version, terms)])
         self.landed()

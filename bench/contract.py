@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import machine
-from gradledger.chain.abi import Abi
+from bench.terms import round_terms, task_terms
 from gradledger.chain.client import ChainClient
+from gradledger.chain.contract import FedLearning, Mode
 from gradledger.chain.keys import PrivateKey
 from gradledger.chain.transaction import Action, action
 from gradledger.cid import digest_to_cid
@@ -44,8 +45,7 @@ class Bench:
         info = network.info()
         self.client = ChainClient(info.chain_urls[0])
         self.contract, self.token = info.contract, info.token_contract
-        text = resources.files("gradledger.artifacts").joinpath("fedlearning.abi").read_bytes()
-        self.abi = Abi.from_json(text)
+        self.fedlearning = FedLearning(self.client, info.contract)
         self.key = PrivateKey.generate()
         self.owner = "benchowner"
         self.devices = [f"bd{LETTERS[i // 26]}{LETTERS[i % 26]}" for i in range(devices)]
@@ -60,7 +60,7 @@ class Bench:
             self.send([system.new_account(self.owner, one, self.key.public) for one in group])
 
     def act(self, name: str, actor: str, **data: Any) -> Action:
-        packed = self.abi.pack_action(name, {"task": self.owner, **data})
+        packed = self.fedlearning.abi.pack_action(name, {"task": self.owner, **data})
         return action(self.contract, name, actor, packed)
 
     def send(self, actions: Sequence[Action], label: str = "") -> None:
@@ -121,26 +121,11 @@ class Bench:
     # ---- the rounds -------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        terms = {
-            "token_contract": self.token,
-            "token_symbol": "4,TOK",
-            "mode": 0,
-            "is_public": 0,
-            "validators_kind": 0,
-            "silence": 0,
-            "classes": 10,
-            "errors_max": 16,
-            "cost_max": 10_000,
-            "devices_max": 1000,
-            "sum_min": 3,
-            "parameters": 101_770,
-            "slot_bits": 26,
-            "clip_e6": 1_000_000,
-            "key_hash": _digest("key"),
-            "card_cid": digest_to_cid(bytes.fromhex(_digest("card"))),
-            "card_hash": _digest("card"),
-        }
-        self.send([self.act("createtask", self.owner, owner=self.owner, terms=terms)], "createtask")
+        terms = task_terms(
+            token_contract=self.token, mode=Mode.PAILLIER, key_hash=bytes.fromhex(_digest("key"))
+        )
+        create = self.fedlearning.createtask(self.owner, self.owner, terms)
+        self.send([create], "createtask")
         self.send([self.act("admit", self.owner, accounts=self.devices[:1], role=1)], "admit (1)")
         for group in _groups(self.devices[1:], 50):
             self.send([self.act("admit", self.owner, accounts=group, role=1)])
@@ -167,24 +152,14 @@ class Bench:
 
     def round(self, version: int, samples: int) -> None:
         """One round in which the first `samples` devices upload singly."""
-        training = {"epochs": 1, "batch_size": 32, "rate_e6": 1, "measures": 4, "seed": 1}
-        terms = {
-            "model_cid": digest_to_cid(bytes.fromhex(_digest("model", version))),
-            "model_hash": _digest("model", version),
-            "price": 1,
-            "budget": 1000,
-            "open_sec": 3600,
-            "verdict_sec": 3600,
-            "sum_sec": 3600,
-            "close_after": 1,
-            "rule": 3,
-            "tau": 100_000,
-            "eta_e6": 1_000_000,
-            "training": training,
-        }
+        terms = round_terms(
+            model_cid=digest_to_cid(bytes.fromhex(_digest("model", version))),
+            model_hash=bytes.fromhex(_digest("model", version)),
+        )
         measured = version > 1  # the first round pays into new balance rows
         before = self.ram_of_owner()
-        self.send([self.act("openround", self.owner, version=version, terms=terms)], "openround")
+        step = self.fedlearning.openround(self.owner, self.owner, version, terms)
+        self.send([step], "openround")
         singles, batched = self.devices[:samples], self.devices[samples:]
         memo = "m" * 30
         for device, receiver in zip(singles, self.receivers, strict=False):
@@ -208,7 +183,7 @@ class Bench:
         data = {"version": version, "caller": self.owner}
         self.send([self.act("closeround", self.owner, **data)], "closeround")
         for validator in self.validators[:quorum]:
-            vote = {"hash": _digest("sum"), "cid": terms["model_cid"], "validator": validator}
+            vote = {"hash": _digest("sum"), "cid": terms.model_cid, "validator": validator}
             self.send([self.act("attestsum", validator, version=version, **vote)], "attestsum")
         self.send([self.act("settle", self.owner, limit=100, **data)], "settle, 100 members")
         self.send([self.act("settle", self.owner, limit=1000, **data)])

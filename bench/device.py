@@ -106,17 +106,10 @@ def open_round(network: Any, bits: int, layers: Sequence[int]) -> None:
     """Play the owner and a validator up to an open round for one device."""
     import numpy as np
 
+    from bench.terms import round_terms, task_choices
     from device_sdk import Device
     from gradledger import envelope
-    from gradledger.chain.contract import (
-        Mode,
-        Recipe,
-        RoundTerms,
-        Rule,
-        Silence,
-        Symbol,
-        ValidatorsKind,
-    )
+    from gradledger.chain.contract import Mode, Recipe
     from gradledger.models import Model
     from owner import Owner
     from owner.paillier_key import PaillierPrivateKey
@@ -135,20 +128,7 @@ def open_round(network: Any, bits: int, layers: Sequence[int]) -> None:
         paillier_key=PaillierPrivateKey.generate(bits),
     )
     owner.create_task(
-        {
-            "token_contract": info.token_contract,
-            "token_symbol": Symbol.parse(info.token_symbol),
-            "mode": Mode.PAILLIER,
-            "is_public": False,
-            "validators_kind": ValidatorsKind.NAMED,
-            "silence": Silence.REFUND,
-            "errors_max": 16,
-            "cost_max": 10_000,
-            "devices_max": 1000,
-            "sum_min": 3,
-            "slot_bits": 26,
-            "clip_e6": 1_000_000,
-        },
+        task_choices(mode=Mode.PAILLIER),
         architecture=architecture,
         class_names=[str(number) for number in range(layers[-1])],
     )
@@ -169,18 +149,13 @@ def open_round(network: Any, bits: int, layers: Sequence[int]) -> None:
     model = owner.publish_model(Model.random_glorot(architecture, 1), 1)
     owner.open_round(
         1,
-        RoundTerms(
+        round_terms(
             model_cid=model.cid,
             model_hash=model.hash,
             price=10,
             budget=100_000,
-            open_sec=600,
-            verdict_sec=60,
-            sum_sec=60,
+            phase_sec=600,
             close_after=0,
-            rule=Rule.EITHER,
-            tau=100_000,
-            eta_e6=1_000_000,
             training=Recipe(epochs=1, batch_size=64, rate_e6=50_000, measures=4, seed=1),
         ),
     )

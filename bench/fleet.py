@@ -35,8 +35,6 @@ import numpy as np
 
 from bench.chain_world import (
     COST,
-    TOKEN,
-    TOKEN_CONTRACT,
     Place,
     World,
     by_owner,
@@ -48,16 +46,10 @@ from bench.chain_world import (
     quiet_network,
 )
 from bench.machine import machine
+from bench.terms import round_terms, task_choices
 from gradledger import envelope
 from gradledger.chain.client import ChainClient
-from gradledger.chain.contract import (
-    Mode,
-    Recipe,
-    RoundTerms,
-    Rule,
-    Silence,
-    ValidatorsKind,
-)
+from gradledger.chain.contract import Mode, Recipe
 from gradledger.localnet.processes import Process
 from gradledger.models import Model
 from gradledger.store import Store
@@ -118,20 +110,14 @@ def prepare(spec: Spec) -> None:
     """Create the task, pay in, admit everybody."""
     owner = _owner(spec)
     owner.create_task(
-        {
-            "token_contract": TOKEN_CONTRACT,
-            "token_symbol": TOKEN,
-            "mode": spec.mode,
-            "is_public": True,
-            "validators_kind": ValidatorsKind.NAMED,
-            "silence": Silence.REFUND,
-            "errors_max": 16,
-            "cost_max": COST,
-            "devices_max": max(3, spec.devices),
-            "sum_min": 3,
-            "slot_bits": SLOT_BITS,
-            "clip_e6": round(CLIP * 1e6),
-        },
+        task_choices(
+            mode=spec.mode,
+            is_public=True,
+            cost_max=COST,
+            devices_max=max(3, spec.devices),
+            slot_bits=SLOT_BITS,
+            clip_e6=round(CLIP * 1e6),
+        ),
         architecture=ARCHITECTURE,
         class_names=CLASS_NAMES,
     )
@@ -155,18 +141,13 @@ def conduct(spec: Spec) -> dict[str, Any]:
     issued = owner.issue_validation_sets(1, data, per_class=2, seed=1)
     owner.open_round(
         1,
-        RoundTerms(
+        round_terms(
             model_cid=published.cid,
             model_hash=published.hash,
-            price=1,
             budget=COST * spec.devices,
-            open_sec=ROUND_SEC_MAX,
-            verdict_sec=ROUND_SEC_MAX,
-            sum_sec=ROUND_SEC_MAX,
+            phase_sec=ROUND_SEC_MAX,
             close_after=spec.devices,
-            rule=Rule.EITHER,
             tau=1_000_001,
-            eta_e6=1_000_000,
             training=Recipe(epochs=1, batch_size=8, rate_e6=1, measures=2, seed=1),
         ),
     )

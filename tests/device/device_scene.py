@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.terms import round_terms, task_terms
 from device_sdk import Device
 from gradledger import envelope
 from gradledger.card import TaskCard
@@ -17,11 +18,7 @@ from gradledger.chain.contract import (
     Mode,
     Recipe,
     Role,
-    RoundTerms,
-    Rule,
     Silence,
-    TaskTerms,
-    ValidatorsKind,
     Verdict,
     VerdictCode,
 )
@@ -106,29 +103,21 @@ class Scene:
             paillier_n=None if sealed else self.paillier.public.n,
             privacy=self.privacy,
         ).to_bytes()
-        terms = TaskTerms(
-            token_contract="eosio.token",
-            token_symbol=TOKEN,
-            mode=self.mode,
-            is_public=False,
-            validators_kind=ValidatorsKind.NAMED,
-            silence=self.silence,
-            classes=len(self.classes),
-            errors_max=8,
-            cost_max=1000,
-            devices_max=1000,
-            sum_min=3,
-            parameters=self.parameters,
-            slot_bits=SLOT_BITS,
-            clip_e6=CLIP_E6,
-            key_hash=bytes(32) if sealed else self.paillier.public.key_hash,
-            card_cid=self.store.put(self.card),
-            card_hash=hashlib.sha256(self.card).digest(),
-            lot_e6=0,
-            bar_rounds=0,
-        )
+        terms: dict[str, Any] = {
+            "mode": self.mode,
+            "silence": self.silence,
+            "classes": len(self.classes),
+            "errors_max": 8,
+            "cost_max": 1000,
+            "parameters": self.parameters,
+            "slot_bits": SLOT_BITS,
+            "clip_e6": CLIP_E6,
+            "key_hash": bytes(32) if sealed else self.paillier.public.key_hash,
+            "card_cid": self.store.put(self.card),
+            "card_hash": hashlib.sha256(self.card).digest(),
+        }
         act = self.contract
-        self.push(act.createtask(self.task, self.owner, replace(terms, **changes)))
+        self.push(act.createtask(self.task, self.owner, task_terms(**{**terms, **changes})))
         self.push(act.admit(self.task, self.owner, list(self.devices), Role.DEVICE))
         self.push(act.admit(self.task, self.owner, list(self.validators), Role.VALIDATOR))
         for name, key in self.validators.items() if not self.has_real_validators else ():
@@ -192,21 +181,12 @@ class Scene:
             header, model.to_bytes(metadata), {**wanted, self.owner: self.public(self.owner_key)}
         )
         digest = hashlib.sha256(blob).digest()
-        terms = RoundTerms(
+        terms = round_terms(
+            phase_sec=60,
             model_cid=self.store.put(blob),
             model_hash=bytes(31) + b"\1" if tamper else digest,
             price=PRICE,
             budget=100_000 // 20,
-            open_sec=60,
-            verdict_sec=60,
-            sum_sec=60,
-            reveal_sec=0,
-            audit_sec=0,
-            close_after=1,
-            rule=Rule.EITHER,
-            tau=100_000,
-            eta_e6=1_000_000,
-            norm_max_e6=0,
             training=Recipe(epochs=5, batch_size=8, rate_e6=100_000, measures=4, seed=7),
         )
         action = self.contract.openround(self.task, self.owner, version, replace(terms, **changes))

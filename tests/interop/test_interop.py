@@ -16,21 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.terms import round_terms, task_choices
 from gradledger.chain.client import ChainClient
 from gradledger.chain.contract import (
     FedLearning,
-    Mode,
     Recipe,
     RoundState,
-    RoundTerms,
-    Rule,
-    Silence,
     UploadState,
-    ValidatorsKind,
     VerdictCode,
 )
 from gradledger.chain.keys import PrivateKey, save_key_file
-from gradledger.chain.names import Symbol
 from gradledger.chain.transaction import Transaction, action
 from gradledger.cid import cid_v0
 from gradledger.localnet.network import Network
@@ -192,20 +187,7 @@ def test_each_example_device_takes_part_in_a_round_and_is_paid(
     localnet.transfer(account, "10.0000 TOK")
     owner = Owner(account, task=task, key=key, chain=chain, store=store)
     owner.create_task(
-        {
-            "token_contract": "eosio.token",
-            "token_symbol": Symbol(4, "TOK"),
-            "mode": Mode.SEALED,
-            "is_public": False,
-            "validators_kind": ValidatorsKind.NAMED,
-            "silence": Silence.REFUND,
-            "errors_max": 16,
-            "cost_max": 1000,
-            "devices_max": 1000,
-            "sum_min": 3,
-            "slot_bits": 26,
-            "clip_e6": 4_000_000,
-        },
+        task_choices(cost_max=1000, clip_e6=4_000_000),
         architecture=ARCHITECTURE,
         class_names=["left", "middle", "right"],
     )
@@ -231,18 +213,14 @@ def test_each_example_device_takes_part_in_a_round_and_is_paid(
         owner.issue_validation_sets(1, ValidationData(*points(9, 60)), per_class=10, seed=1)
         owner.open_round(
             1,
-            RoundTerms(
+            round_terms(
                 model_cid=published.cid,
                 model_hash=published.hash,
                 price=PRICE,
                 budget=5_000,
-                open_sec=120,
-                verdict_sec=60,
-                sum_sec=60,
+                phase_sec=120,
                 close_after=len(devices),
-                rule=Rule.EITHER,
                 tau=400_000,
-                eta_e6=1_000_000,
                 training=Recipe(epochs=20, batch_size=10, rate_e6=100_000, measures=8, seed=1),
             ),
         )

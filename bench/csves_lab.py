@@ -11,6 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -225,16 +226,22 @@ def train(
     return weights, measured
 
 
-def _slopes(weights: Arrays, x: FloatArray, y: IntArray) -> Arrays:
-    """Return the gradient of the mean cross entropy: backpropagation through relu layers."""
+def _slopes(weights: Arrays, x: FloatArray, y: npt.NDArray[Any]) -> Arrays:
+    """Return the gradient of the mean cross entropy: backpropagation through relu layers.
+
+    Where `y` are floats, that of half the mean squared error.
+    """
     last = len(weights) // 2 - 1
     layers = [x]
     for i in range(last):
         layers.append(np.maximum(layers[i] @ weights[f"w{i}"] + weights[f"b{i}"], 0))
     scores = layers[last] @ weights[f"w{last}"] + weights[f"b{last}"]
-    error = np.exp(scores - scores.max(axis=1, keepdims=True))
-    error /= error.sum(axis=1, keepdims=True)
-    error[np.arange(len(y)), y] -= 1
+    if y.dtype.kind == "f":
+        error = scores - y[:, None]
+    else:
+        error = np.exp(scores - scores.max(axis=1, keepdims=True))
+        error /= error.sum(axis=1, keepdims=True)
+        error[np.arange(len(y)), y] -= 1
     error /= np.float32(len(y))
     slopes: Arrays = {}
     for i in range(last, -1, -1):

@@ -15,7 +15,6 @@ node can be. Node and client share the machine; `cores_others` is what anybody e
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from bench import chain_postgres
 from bench.chain_runs import Run
 from bench.chain_world import OC, OPTIONS, Nodes, Signers, World
 from bench.machine import machine
+from bench.record import record
 from producer_validation.validator import ATTEST_BATCH
 
 PARTS = ("jit", "oc", "producers", "validators", "postgres")
@@ -39,8 +39,8 @@ VALIDATED = 600  # uploads that they judge
 TRANSACTIONS_PER_MODEL = 15
 FABRIC = {
     "what": "a marketplace for models on Hyperledger Fabric, as its paper reports",
-    "source": "Somy, Kannan, Arya, Hans, Singh, Lohia, Mehta: Ownership preserving AI Market Places "
-    "using Blockchain, IEEE Blockchain 2019 (arXiv:2001.09011)",
+    "source": "Somy, Kannan, Arya, Hans, Singh, Lohia, Mehta: Ownership preserving AI Market "
+    "Places using Blockchain, IEEE Blockchain 2019 (arXiv:2001.09011)",
     "transactions_per_s": 950,
     "models_per_s": [65, 70],
     "transactions_per_model": TRANSACTIONS_PER_MODEL,
@@ -449,10 +449,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not 100 <= options.devices <= 40_000:
         parser.error("--devices: expected 100..40000")
     document = measure(options, lambda text: print(text, file=sys.stderr, flush=True))
-    text = json.dumps(document, indent=2)
+    text = record(document, options.out)
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
         draw(document, options.out.with_suffix(".png"))
     if options.json:
         print(text)

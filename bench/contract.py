@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import statistics
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import machine
+from bench.record import record
 from bench.terms import round_terms, task_terms
 from gradledger.chain.client import ChainClient
 from gradledger.chain.contract import FedLearning, Mode
@@ -265,10 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not 10 <= options.samples <= DEVICES_MAX - 4 * BATCH:
         parser.error(f"--samples: expected 10 to {DEVICES_MAX - 4 * BATCH}")
     document = measure(options.samples, lambda text: print(text, file=sys.stderr))
-    text = json.dumps(document, indent=2)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
+    text = record(document, options.out)
     if options.json:
         print(text)
         return 0

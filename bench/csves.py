@@ -16,7 +16,6 @@ constants of `gain` were chosen on other instances than those of the default see
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -50,6 +49,7 @@ from bench.csves_lab import (
 )
 from bench.csves_pool import bar, workers
 from bench.machine import machine
+from bench.record import record
 from gradledger import csves
 from gradledger.demo.data import load_mnist
 from gradledger.errors import GradledgerError
@@ -138,10 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "goals": goals(rows) if given.grid else [],
         "separation": separation(np.array(counts), found) if given.grid else [],
     }
-    text = json.dumps(document, indent=1)
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text + "\n", encoding="utf-8")
+    text = record(document, given.out, indent=1)
     print(text if given.json else "\n".join(tables(document)))
     return 0
 

@@ -17,7 +17,6 @@ Writes DIR/csves-figure4.{json,png} and DIR/csves-figure7.{json,png}.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ import numpy as np
 from bench.csves_lab import BATCH_SIZE, LAYERS, RATE_E6, SEED, train
 from bench.csves_pool import bar, workers
 from bench.machine import machine
+from bench.record import record
 from device_sdk.training import TrainingRecipe
 from gradledger.demo.data import Dataset, Samples, load_mnist, shares
 from gradledger.errors import GradledgerError
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "versions",
             )
         )
-    accuracy = {
+    accuracy: dict[str, Any] = {
         "layers": list(LAYERS),
         "shares": [len(rows) for rows in shares(dataset.train, SHARES, given.seed)],
         "training_points": len(dataset.train),
@@ -105,8 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write(stem: Path, document: Mapping[str, Any], png: bytes) -> None:
-    text = json.dumps(document, indent=1)
-    stem.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    record(document, stem.with_suffix(".json"), indent=1)
     stem.with_suffix(".png").write_bytes(png)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import machine
+from bench.record import record
 
 DEMO_SEC_MAX = 3600
 TARGET_SEC = {"digits": 90, "mnist": 480}
@@ -51,9 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     shown = " ".join(["gradledger demo", *options, *(["--data DIR"] if given.data else [])])
     document: dict[str, Any] = {"command": shown, "machine": here, "targets": targets, **report}
-    text = json.dumps(document, indent=2)
-    if given.out:
-        given.out.write_text(text + "\n", encoding="utf-8")
+    text = record(document, given.out)
     if given.json:
         print(text)
     else:

@@ -26,6 +26,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.record import record
+
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTS = 7
 EXAMPLES = 600
@@ -58,9 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(upload(given)))
         return 0
     document = measure(given.bits, given.layers)
-    text = json.dumps(document, indent=2)
-    if given.out:
-        given.out.write_text(text + "\n", encoding="utf-8")
+    text = record(document, given.out)
     print(text if given.json else table(document))
     return 0
 

@@ -56,6 +56,7 @@ import numpy as np
 from bench import faults_proxy as proxies
 from bench.faults_device import ALTERED_BLOB, EXAMPLES, FULL_DISK, LOST_BLOB
 from bench.machine import machine
+from bench.record import record
 from device_sdk import Abandoned, Device
 from gradledger.audit.run import audit
 from gradledger.chain.client import ChainClient
@@ -700,9 +701,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "seconds": round(time.monotonic() - begun),
         "notes": total.notes,
     }
-    text = json.dumps(document, indent=2)
-    if given.out:
-        given.out.write_text(text + "\n", encoding="utf-8")
+    text = record(document, given.out)
     print(text if given.json else _summary(document))
     return int(any(document[name] for name in MUST_BE_ZERO))
 

@@ -46,6 +46,7 @@ from bench.chain_world import (
     quiet_network,
 )
 from bench.machine import machine
+from bench.record import record
 from bench.terms import round_terms, task_choices
 from gradledger import envelope
 from gradledger.chain.client import ChainClient
@@ -477,10 +478,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
         document = Fleet(Path(home), options, say).run()
     document["bounds"] = bounds(document)
-    text = json.dumps(document, indent=2)
+    text = record(document, options.out)
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
         draw(document, options.out.with_suffix(".png"))
     if options.json:
         print(text)

@@ -33,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from numpy.typing import NDArray
 
 from bench.device import peak_mb
 from bench.machine import machine
+from bench.record import record
 from gradledger import paillier
 from gradledger.codec import Codec
 from gradledger.paillier import PaillierPublicKey
@@ -141,14 +142,12 @@ def main(arguments: list[str] | None = None) -> int:
         rows.append({**row, **about})
         if not options.json:
             print(_line(row), flush=True)
-    document = json.dumps(rows, indent=1)
+    document = record(rows, options.out, indent=1)
     if options.json:
         print(document)
     if options.out:
         from bench.paillier_plot import draw
 
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(document + "\n", encoding="utf-8")
         draw(rows, options.out.with_suffix(".png"))
     _say_missed(rows)
     return 0
@@ -283,7 +282,7 @@ class _Update:
         wanted = int(self.options.seconds / 2 / seconds_per_ciphertext)
         return min(self.ciphertexts, max(SAMPLE_MIN, wanted))
 
-    def encrypt(self, blinding: dict[str, bool], *, scaled: bool) -> tuple[_Timed, float]:
+    def encrypt(self, blinding: Mapping[str, Any], *, scaled: bool) -> tuple[_Timed, float]:
         """Time encrypting, of a sample if it may be scaled; say what making the table took too."""
         call, threads = self.public.encrypt, self.options.threads
         probe = self.part(SAMPLE_MIN)

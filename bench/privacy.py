@@ -19,7 +19,6 @@ With --out FILE.json a plot is drawn beside it, FILE.png.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -32,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.machine import machine
+from bench.record import record
 from gradledger.codec import Codec
 from gradledger.models import Model
 from gradledger.privacy import Privacy
@@ -79,12 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(_line(row), flush=True)
     if not options.json:
         print(f"{time.monotonic() - started:.0f} s")
-    document = json.dumps(rows, indent=1)
+    document = record(rows, options.out, indent=1)
     if options.json:
         print(document)
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(document + "\n", encoding="utf-8")
         options.out.with_suffix(".png").write_bytes(draw(rows))
     return 0
 

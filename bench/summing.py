@@ -31,6 +31,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from bench.record import record
+
 ROOT = Path(__file__).resolve().parents[1]
 PLOT = ROOT / "docs" / "img" / "summing.png"
 SEED = 2026
@@ -67,10 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(row), flush=True)
         return 0
     document = measure(given)
-    text = json.dumps(document, indent=1)
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text + "\n", encoding="utf-8")
+    text = record(document, given.out, indent=1)
     draw(document, given.plot)
     print(text if given.json else table(document))
     return 0

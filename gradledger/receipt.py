@@ -57,6 +57,7 @@ class SettledReceipt:
     hash : bytes
         SHA-256 of the envelope.
     cid : str
+        "": it was never revealed.
     cost : int
         Examples.
     error_last : int
@@ -97,7 +98,7 @@ class SettledReceipt:
         return (
             f"{self.device}, round {self.version} of task {self.task}: {what} "
             f"({self.reason.name.lower()}) for {self.cost} examples\n"
-            f"  upload      {self.hash.hex()}, {self.cid}\n"
+            f"  upload      {self.hash.hex()}, {self.cid or 'never revealed'}\n"
             f"  place       {self.index + 1} of {self.count} under the root {self.root.hex()}"
         )
 
@@ -171,7 +172,7 @@ def _read_record(record: bytes) -> dict[str, Any]:
             "version": number(record[8:12], "little"),
             "device": int_to_name(number(record[12:20], "little")),
             "hash": record[20:52],
-            "cid": digest_to_cid(record[52:84]),
+            "cid": digest_to_cid(record[52:84]) if any(record[52:84]) else "",
             "cost": number(record[84:88], "little"),
             "error_last": number(record[88:92], "little"),
             "state": UploadState(record[92]),
@@ -204,7 +205,8 @@ def _name(value: Any) -> str:
 
 
 def _cid(value: Any) -> str:
-    cid_to_digest(value)
+    if value != "":
+        cid_to_digest(value)
     return str(value)
 
 

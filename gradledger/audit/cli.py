@@ -130,10 +130,12 @@ def _show(report: AuditReport) -> None:
 
 def _show_books(report: AuditReport) -> None:
     for one in report.rounds:
+        audits = f"{one.audited} audited, {one.caught} caught, " if one.audited else ""
         print(
             f"  round {one.version:<5} {one.state}: {one.uploads} uploads, "
             f"{one.accepted} accepted, {one.refused} refused, "
-            f"{one.silent} by silence, {one.pending} pending, paid {report.money(one.paid)}"
+            f"{one.silent} by silence, {audits}{one.pending} pending, "
+            f"paid {report.money(one.paid)}"
         )
     print(
         f"  money       deposited {report.money(report.deposited)} = "

@@ -8,6 +8,7 @@ first thing that is not explained.
 from __future__ import annotations
 
 import bisect
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -32,12 +33,13 @@ from gradledger.chain.names import AMOUNT_MAX, Asset, Symbol, name_to_int
 from gradledger.cid import cid_to_digest, digest_to_cid
 from gradledger.csves import meets
 from gradledger.errors import ConfigError, GradledgerError
+from gradledger.lots import is_drawn, lot_commitment
 from gradledger.merkle import leaf_record, merkle_root
 
 VALIDATORS_MAX = 32
 ADMIT_MAX = 100
 ATTEST_MAX = 500
-VERDICT_LAST = VerdictCode.ERROR_MISMATCH
+VERDICT_LAST = VerdictCode.UNREVEALED
 _NO_HASH = bytes(32)
 
 
@@ -63,13 +65,20 @@ class Upload:
 
     version: int
     hash: bytes
-    cid: bytes
+    cid: bytes  # zero until it is revealed
     cost: int
-    error_first: int
-    error_last: int
+    errors: tuple[int, ...]
     state: UploadState = UploadState.PENDING
     reason: VerdictCode = VerdictCode.NONE
-    verdicts: dict[str, int] = field(default_factory=dict)
+    verdicts: dict[str, int] = field(default_factory=dict)  # of the audit, once it is drawn
+    earlier: dict[str, int] = field(default_factory=dict)  # those before the audit
+    opening: bytes = _NO_HASH
+
+    @property
+    def series_hash(self) -> bytes:
+        """SHA-256 of the errors, four bytes each, little endian."""
+        packed = b"".join(error.to_bytes(4, "little") for error in self.errors)
+        return hashlib.sha256(packed).digest()
 
 
 @dataclass
@@ -84,6 +93,7 @@ class MemberBook:
     set_cid: bytes = _NO_HASH
     set_hash: bytes = _NO_HASH
     upload: Upload | None = None
+    barred_until: int = 0
 
 
 @dataclass
@@ -94,17 +104,25 @@ class RoundBook:
     terms: Mapping[str, Any]
     model_cid: bytes
     deadline: int
+    opened_block: int
     validators: tuple[str, ...]
     state: RoundState = RoundState.OPEN
+    reveal_deadline: int = 0
     verdict_deadline: int = 0
+    audit_deadline: int = 0
     sum_deadline: int = 0
     uploads: int = 0
     pending: int = 0
+    held: int = 0
+    drawn: int = 0
     accepted: int = 0
     refused: int = 0
-    silent: int = 0  # of those paid or refused: decided by a push
+    silent: int = 0  # of those paid or refused: for want of verdicts
+    audited: int = 0  # drawn so far
+    caught: int = 0  # of those drawn: refused and barred
     reserved: int = 0
     paid: int = 0
+    lots: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
     sums: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
     sum_hash: bytes = _NO_HASH
     sum_cid: bytes = _NO_HASH
@@ -115,8 +133,23 @@ class RoundBook:
 
     @property
     def quorum(self) -> int:
-        """Equal verdicts that decide."""
+        """Verdicts that decide."""
         return len(self.validators) * 2 // 3 + 1
+
+    @property
+    def is_drawn_up(self) -> bool:
+        """Whether every lot that was committed to is revealed."""
+        return all(any(value) for _, value in self.lots.values())
+
+    def decided_by(self, verdicts: Mapping[str, int]) -> VerdictCode:
+        """Return what verdicts come to: the reason of a decision, or NONE."""
+        codes = list(verdicts.values())
+        refusals = [code for code in codes if code != VerdictCode.ACCEPT]
+        if len(codes) - len(refusals) >= self.quorum:
+            return VerdictCode.ACCEPT
+        if len(refusals) < self.quorum:
+            return VerdictCode.NONE
+        return VerdictCode(min(set(refusals), key=lambda code: (-refusals.count(code), code)))
 
 
 class TaskReplay:
@@ -279,16 +312,25 @@ class TaskReplay:
         self.deposited += quantity.amount
 
     def _decide(self, book: RoundBook, device: str, reason: VerdictCode, *, pays: bool) -> None:
-        upload = self._upload(device)
+        member, upload = self._member(device), self._upload(device)
         amount = upload.cost * int(book.terms["price"])
         book.reserved -= amount
-        book.pending -= 1
+        is_audit = upload.state is UploadState.DRAWN
+        if is_audit:
+            book.drawn -= 1
+        elif upload.state is UploadState.ACCEPTED:
+            book.held -= 1
+        else:
+            book.pending -= 1
         upload.reason = reason
         upload.state = UploadState.PAID if pays else UploadState.REFUSED
-        if reason in (VerdictCode.SILENCE, VerdictCode.UNDELIVERED):
-            book.silent += 1
+        is_silent = reason in (VerdictCode.SILENCE, VerdictCode.UNDELIVERED)
+        book.silent += is_silent
         if not pays:
             book.refused += 1
+            if is_audit and not is_silent:
+                book.caught += 1
+                member.barred_until = book.version + self.terms["bar_rounds"]
             return
         if reason is VerdictCode.ACCEPT:
             book.accepted += 1
@@ -378,7 +420,7 @@ class TaskReplay:
         used = member.upload is not None and member.upload.version == data["version"]
         self._check(not used, "after the device's upload")
         member.set_version = data["version"]
-        member.set_cid = cid_to_digest(data["cid"])
+        member.set_cid = _cid(data["cid"])
         member.set_hash = _hash(data["hash"])
 
     def _join(self, data: Mapping[str, Any]) -> None:
@@ -406,12 +448,15 @@ class TaskReplay:
         Rule(terms["rule"])
         validators = self._choose_validators()
         self._check(bool(validators), "without a validator")
+        has_lots = self.terms["lot_e6"] > 0
+        self._check(has_lots == (terms["audit_sec"] > 0), f"audits of {terms['audit_sec']} s")
         self.version = data["version"]
         self.rounds[self.version] = RoundBook(
             self.version,
             terms,
-            cid_to_digest(terms["model_cid"]),
+            _cid(terms["model_cid"]),
             self._now + terms["open_sec"],
+            self._block,
             validators,
         )
 
@@ -440,16 +485,32 @@ class TaskReplay:
         early = data["caller"] == self.owner and enough
         self._check(self._now >= book.deadline or early, "before the deadline")
         book.state = RoundState.VERIFYING
-        book.verdict_deadline = self._now + book.terms["verdict_sec"]
+        reveal_sec = book.terms["reveal_sec"]
+        book.reveal_deadline = self._now + reveal_sec if reveal_sec else 0
+        book.verdict_deadline = self._now + reveal_sec + book.terms["verdict_sec"]
         self._advance(book)
 
     def _advance(self, book: RoundBook) -> None:
-        if book.state is not RoundState.VERIFYING or book.pending:
+        """Go on to the next phase where this one has nothing left; past those not due."""
+        left = {
+            RoundState.VERIFYING: book.pending,
+            RoundState.DRAWING: book.held,
+            RoundState.AUDITING: book.drawn,
+        }
+        if left.get(book.state, 1):
             return
-        sum_due = self.terms["mode"] == Mode.PAILLIER and book.accepted >= self.terms["sum_min"]
-        book.state = RoundState.SUMMING if sum_due else RoundState.SUMMED
-        book.sum_deadline = self._now + book.terms["sum_sec"]
         book.cursor = ""
+        if book.state is RoundState.VERIFYING and book.held:
+            book.state = RoundState.DRAWING
+            book.audit_deadline = self._now + book.terms["audit_sec"]
+        elif book.state is RoundState.DRAWING and book.drawn:
+            book.state = RoundState.AUDITING
+            book.audit_deadline = self._now + book.terms["audit_sec"]
+        else:
+            is_packed = self.terms["mode"] == Mode.PAILLIER
+            sum_due = is_packed and book.accepted >= self.terms["sum_min"]
+            book.state = RoundState.SUMMING if sum_due else RoundState.SUMMED
+            book.sum_deadline = self._now + book.terms["sum_sec"]
 
     def _fedlearning(self, data: Mapping[str, Any]) -> None:
         device = data["device"]
@@ -462,6 +523,10 @@ class TaskReplay:
         self._check(self._now < book.deadline, "after the deadline")
         second = member.upload is not None and member.upload.version == book.version
         self._check(not second, f"a second upload of {device} in round {book.version}")
+        barred = book.version <= member.barred_until
+        self._check(not barred, f"{device} is barred up to round {member.barred_until}")
+        has_lots = not self.terms["lot_e6"] or len(book.lots) >= book.quorum
+        self._check(has_lots, f"before the lots of {book.quorum} validators")
         cost, price = data["cost"], int(book.terms["price"])
         self._check(1 <= cost <= self.terms["cost_max"], f"a data cost of {cost}")
         digest, errors = _hash(data["hash"]), data["errors"]
@@ -472,47 +537,109 @@ class TaskReplay:
         self._check(meets(rule, errors, book.terms["tau"], held), "CSVES not met")
         amount = cost * price
         self._check(amount <= self.free, "more than what was free")
+        is_told = not book.terms["reveal_sec"]
+        self._check(is_told or not data["cid"], "its CID, which was to be revealed later")
+        cid = _cid(data["cid"]) if is_told else _NO_HASH
         if member.upload is not None:
             self._hashes.pop(member.upload.hash, None)
         self._hashes[digest] = device
-        member.upload = Upload(
-            book.version, digest, cid_to_digest(data["cid"]), cost, errors[0], errors[-1]
-        )
+        member.upload = Upload(book.version, digest, cid, cost, tuple(errors))
         book.uploads += 1
         book.pending += 1
         book.reserved += amount
         self.uploads += 1
 
+    def _reveal(self, data: Mapping[str, Any]) -> None:
+        book, upload = self._uploaded(data, RoundState.VERIFYING)
+        self._check(self._now < book.reveal_deadline, "after the deadline")
+        self._check(not any(upload.cid), "a second CID")
+        upload.cid = _cid(data["cid"])
+
+    def _openupload(self, data: Mapping[str, Any]) -> None:
+        book, upload = self._uploaded(data, RoundState.AUDITING)
+        self._check(upload.state is UploadState.DRAWN, "of an upload that is not under audit")
+        self._check(self._now < book.audit_deadline, "after the deadline")
+        self._check(not any(upload.opening), "a second opening")
+        upload.opening = _cid(data["cid"])
+
+    def _uploaded(self, data: Mapping[str, Any], state: RoundState) -> tuple[RoundBook, Upload]:
+        """Return the newest round and a device's upload in it."""
+        self._needs(data["device"])
+        book = self._round(data["version"], state)
+        upload = self._member(data["device"]).upload
+        if upload is None or upload.version != book.version:
+            self._fail(f"{data['device']} has no upload in round {book.version}")
+        return book, upload
+
+    def _commitlot(self, data: Mapping[str, Any]) -> None:
+        validator, book = data["validator"], self._judged(data)
+        self._check(self.terms["lot_e6"] > 0, "in a task without audits")
+        self._check(book.state is RoundState.OPEN, "after the round was closed")
+        self._check(not book.uploads, "after the first upload")
+        self._check(validator not in book.lots, f"{validator} committed to a second lot")
+        book.lots[validator] = (_hash(data["commitment"]), _NO_HASH)
+
+    def _reveallot(self, data: Mapping[str, Any]) -> None:
+        validator, book = data["validator"], self._judged(data)
+        self._check(book.state is RoundState.DRAWING, "while nothing was drawn")
+        commitment, before = book.lots.get(validator, (_NO_HASH, _NO_HASH))
+        self._check(not any(before), f"{validator} revealed its lot twice")
+        value = _hash(data["value"])
+        expected = lot_commitment(self.task, book.version, validator, value)
+        self._check(expected == commitment, f"not the lot that {validator} had committed to")
+        book.lots[validator] = (commitment, value)
+
     def _attest(self, data: Mapping[str, Any]) -> None:
+        self._judge(data, is_audit=False)
+
+    def _attestaudit(self, data: Mapping[str, Any]) -> None:
+        self._judge(data, is_audit=True)
+
+    def _judge(self, data: Mapping[str, Any], *, is_audit: bool) -> None:
         validator, book = data["validator"], self._judged(data)
         self._check(1 <= len(data["verdicts"]) <= ATTEST_MAX, "a wrong number of verdicts")
-        pending = book.pending
-        late = book.state is not RoundState.OPEN
-        late = late and self._now >= book.verdict_deadline + book.terms["verdict_sec"]
+        before = (book.pending, book.held, book.drawn)
+        last = (
+            book.audit_deadline + 2 * book.terms["audit_sec"]
+            if is_audit
+            else book.verdict_deadline + book.terms["verdict_sec"]
+        )
+        late = book.state is not RoundState.OPEN and self._now >= last
+        unrevealed = book.state is RoundState.OPEN or self._now < book.reveal_deadline
+        awaited = UploadState.DRAWN if is_audit else UploadState.PENDING
         for said in data["verdicts"]:
             code = said["code"]
             self._check(1 <= code <= VERDICT_LAST, f"verdict {code}")
             device = self._hashes.get(bytes.fromhex(said["hash"]))
             upload = self._upload(device) if device is not None else None
             if device is None or upload is None or upload.version != book.version:
-                self._fail("attest: a verdict on an upload that nobody made in this round")
+                self._fail("a verdict on an upload that nobody made in this round")
+            is_opened = any(upload.opening)
+            self._check(is_opened or not is_audit, f"{device} had not opened its upload")
+            if not is_audit and (is_opened or upload.state is UploadState.DRAWN):
+                continue  # it came too late, and is none in the audit
             self._check(validator not in upload.verdicts, f"{validator} judged {device} twice")
             upload.verdicts[validator] = code
             self.verdicts += 1
-            if upload.state is not UploadState.PENDING:
+            if upload.state is not awaited:
                 continue
+            early = not any(upload.cid) and (unrevealed or code == VerdictCode.ACCEPT)
+            self._check(not early, f"the CID of {device} was not revealed")
             self._check(not late, "after the last deadline")
-            equal = sum(other == code for other in upload.verdicts.values())
-            if equal >= book.quorum:
-                reason = VerdictCode(code)
+            reason = book.decided_by(upload.verdicts)
+            if reason is VerdictCode.ACCEPT and not is_audit and self.terms["lot_e6"]:
+                upload.state = UploadState.ACCEPTED
+                book.pending -= 1
+                book.held += 1
+            elif reason is not VerdictCode.NONE:
                 self._decide(book, device, reason, pays=reason is VerdictCode.ACCEPT)
-        if book.pending != pending:
+        if (book.pending, book.held, book.drawn) != before:
             self._advance(book)
 
     def _attestsum(self, data: Mapping[str, Any]) -> None:
         validator, book = data["validator"], self._judged(data)
         self._check(book.state is RoundState.SUMMING, "while no sum was due")
-        digest, cid = bytes.fromhex(data["hash"]), cid_to_digest(data["cid"])
+        digest, cid = bytes.fromhex(data["hash"]), _cid(data["cid"])
         self._check(any(digest), "without a hash")
         self._check(validator not in book.sums, f"{validator} attested the sum twice")
         book.sums[validator] = (digest, cid)
@@ -531,26 +658,65 @@ class TaskReplay:
 
     def _push(self, data: Mapping[str, Any]) -> None:
         book = self._round(data["version"], None)
+        deadline, length = {
+            RoundState.VERIFYING: (book.verdict_deadline, book.terms["verdict_sec"]),
+            RoundState.DRAWING: (book.audit_deadline, book.terms["audit_sec"]),
+            RoundState.AUDITING: (book.audit_deadline, book.terms["audit_sec"]),
+            RoundState.SUMMING: (book.sum_deadline, 0),
+        }.get(book.state, (0, 0))
+        self._check(deadline > 0, f"while the round was {book.state.name.lower()}")
+        is_ready = book.state is RoundState.DRAWING and book.is_drawn_up
+        self._check(self._now >= deadline or is_ready, "before the deadline")
         if book.state is RoundState.SUMMING:
-            self._check(self._now >= book.sum_deadline, "before the deadline")
             book.state = RoundState.SUMMED
             return
-        self._check(book.state is RoundState.VERIFYING, "of a round that is not verifying")
-        self._check(self._now >= book.verdict_deadline, "before the deadline")
-        is_last = self._now >= book.verdict_deadline + book.terms["verdict_sec"]
-        pays = not is_last and self.terms["silence"] == Silence.PAY
-        reason = VerdictCode.UNDELIVERED if is_last else VerdictCode.SILENCE
+        is_last = self._now >= deadline + length
         cursor, start = book.cursor, data.get("start", "")
         if start:
             book.cursor = start
         for account in self._visit(book, data["limit"]):
             upload = self.members[account].upload
-            mine = upload is not None and upload.version == book.version
-            if mine and upload is not None and upload.state is UploadState.PENDING:
-                self._decide(book, account, reason, pays=pays)
+            if upload is not None and upload.version == book.version:
+                self._push_upload(book, account, upload, is_last=is_last)
         if start:
             book.cursor = cursor
         self._advance(book)
+
+    def _push_upload(self, book: RoundBook, account: str, upload: Upload, *, is_last: bool) -> None:
+        """Do what a push does with one upload of the round."""
+        awaited = {
+            RoundState.VERIFYING: UploadState.PENDING,
+            RoundState.DRAWING: UploadState.ACCEPTED,
+            RoundState.AUDITING: UploadState.DRAWN,
+        }[book.state]
+        if upload.state is not awaited:
+            return
+        if book.state is RoundState.AUDITING:
+            if not any(upload.opening):
+                self._decide(book, account, VerdictCode.UNANSWERED, pays=False)
+                return
+            if not is_last:
+                return  # what was opened at the last moment has to be judged as well
+            is_last = self._now >= book.audit_deadline + 2 * book.terms["audit_sec"]
+        if not any(upload.cid):
+            self._decide(book, account, VerdictCode.UNREVEALED, pays=False)
+        elif is_last:
+            self._decide(book, account, VerdictCode.UNDELIVERED, pays=False)
+        elif book.state is not RoundState.DRAWING:
+            pays = self.terms["silence"] == Silence.PAY
+            self._decide(book, account, VerdictCode.SILENCE, pays=pays)
+        elif self._is_drawn(book, upload):
+            upload.earlier, upload.verdicts = upload.verdicts, {}
+            upload.state = UploadState.DRAWN
+            book.held -= 1
+            book.drawn += 1
+            book.audited += 1
+        else:
+            self._decide(book, account, VerdictCode.ACCEPT, pays=True)
+
+    def _is_drawn(self, book: RoundBook, upload: Upload) -> bool:
+        values = [value for _, value in book.lots.values() if any(value)]
+        return any(is_drawn(value, upload.hash, self.terms["lot_e6"]) for value in values)
 
     def _settle(self, data: Mapping[str, Any]) -> None:
         self._needs(data["caller"])
@@ -568,7 +734,7 @@ class TaskReplay:
         book.state = RoundState.SETTLED
         self.paid += book.paid
         self._keep_records(book)
-        book.records = []
+        book.records, book.lots = [], {}
 
     def record(self, book: RoundBook, account: str, upload: Upload) -> bytes:
         """Return what the round's tree has of an upload."""
@@ -589,6 +755,11 @@ class TaskReplay:
     def _now(self) -> int:
         assert self._step is not None
         return self._step.time
+
+    @property
+    def _block(self) -> int:
+        assert self._step is not None
+        return self._step.block
 
     def _needs(self, account: str) -> None:
         self._check(account in self._actors, f"without the authority of {account}")
@@ -641,14 +812,25 @@ def as_member(account: str, upload: Upload) -> Member:
         set_hash=_NO_HASH,
         upload_version=upload.version,
         upload_hash=upload.hash,
-        upload_cid=digest_to_cid(upload.cid),
+        upload_cid=digest_to_cid(upload.cid) if any(upload.cid) else "",
+        series_hash=upload.series_hash,
         upload_cost=upload.cost,
-        error_first=upload.error_first,
-        error_last=upload.error_last,
+        error_first=upload.errors[0],
+        error_before=upload.errors[-2:][0],
+        error_last=upload.errors[-1],
         upload_state=upload.state,
         upload_reason=upload.reason,
+        barred_until=0,
+        opening_cid=digest_to_cid(upload.opening) if any(upload.opening) else "",
         verdicts=_NO_HASH,
     )
+
+
+def _cid(text: str) -> bytes:
+    digest = cid_to_digest(text)
+    if not any(digest):
+        raise ConfigError("expected a CID, got one of zeros")
+    return digest
 
 
 def _hash(text: str) -> bytes:
@@ -672,7 +854,12 @@ _ACTIONS: dict[str, Callable[[TaskReplay, Mapping[str, Any]], None]] = {
     "openround": TaskReplay._openround,
     "closeround": TaskReplay._closeround,
     "fedlearning": TaskReplay._fedlearning,
+    "reveal": TaskReplay._reveal,
+    "openupload": TaskReplay._openupload,
     "attest": TaskReplay._attest,
+    "attestaudit": TaskReplay._attestaudit,
+    "commitlot": TaskReplay._commitlot,
+    "reveallot": TaskReplay._reveallot,
     "attestsum": TaskReplay._attestsum,
     "push": TaskReplay._push,
     "settle": TaskReplay._settle,

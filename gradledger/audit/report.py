@@ -11,7 +11,11 @@ from gradledger.chain.names import Asset, Symbol
 
 @dataclass(frozen=True)
 class RoundSummary:
-    """A round as the blocks give it; money in smallest units."""
+    """A round as the blocks give it; money in smallest units.
+
+    `audited` uploads were drawn for an audit, `caught` ones of these were refused and their devices
+    barred; `pending` is what is not decided yet.
+    """
 
     version: int
     state: str
@@ -19,6 +23,8 @@ class RoundSummary:
     accepted: int
     refused: int
     silent: int
+    audited: int
+    caught: int
     pending: int
     paid: int
     root: str

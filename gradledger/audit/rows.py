@@ -11,7 +11,7 @@ from gradledger.chain.abi import parse_time
 from gradledger.chain.contract import FedLearning, Role, RoundState
 from gradledger.chain.names import Symbol, name_to_int
 
-_TIMES = ("deadline", "verdict_deadline", "sum_deadline")
+_TIMES = ("deadline", "reveal_deadline", "verdict_deadline", "audit_deadline", "sum_deadline")
 
 
 @dataclass(frozen=True)
@@ -100,23 +100,32 @@ def _task(books: TaskReplay) -> dict[str, Any]:
 
 def _round(book: RoundBook) -> dict[str, Any]:
     """Return a round's row; `frontier`, which the tree's growth alone needs, is left out."""
-    kept = ("model_hash", "price", "budget", "verdict_sec", "sum_sec", "close_after")
-    terms = {name: book.terms[name] for name in (*kept, "rule", "tau", "eta_e6", "training")}
+    kept = (
+        *("model_hash", "price", "budget", "verdict_sec", "sum_sec", "reveal_sec", "audit_sec"),
+        *("close_after", "rule", "tau", "eta_e6", "norm_max_e6", "training"),
+    )
+    terms = {name: book.terms[name] for name in kept}
     is_live = book.state is not RoundState.SETTLED
     none = (bytes(32), bytes(32))
     votes = [book.sums.get(name, none) for name in book.validators] if is_live else []
+    lots = [book.lots.get(name, none) for name in book.validators] if is_live else []
     return {
         "version": book.version,
         "state": book.state,
         "model_cid": book.model_cid.hex(),
         **terms,
         "deadline": book.deadline,
+        "reveal_deadline": book.reveal_deadline,
         "verdict_deadline": book.verdict_deadline,
+        "audit_deadline": book.audit_deadline,
         "sum_deadline": book.sum_deadline,
+        "opened_block": book.opened_block,
         "uploads": book.uploads,
         "pending": book.pending,
         "accepted": book.accepted,
         "refused": book.refused,
+        "held": book.held,
+        "drawn": book.drawn,
         "reserved": book.reserved,
         "paid": book.paid,
         "sum_hash": book.sum_hash.hex(),
@@ -126,6 +135,7 @@ def _round(book: RoundBook) -> dict[str, Any]:
         "cursor": book.cursor,
         "validators": list(book.validators) if is_live else [],
         "sums": [{"hash": digest.hex(), "cid": cid.hex()} for digest, cid in votes],
+        "lots": [{"commitment": sealed.hex(), "value": value.hex()} for sealed, value in lots],
     }
 
 
@@ -148,10 +158,14 @@ def _member(account: str, book: MemberBook, rounds: Mapping[int, RoundBook]) -> 
         "upload_version": upload.version if upload else 0,
         "upload_hash": upload.hash.hex() if upload else zero,
         "upload_cid": upload.cid.hex() if upload else zero,
+        "series_hash": upload.series_hash.hex() if upload else zero,
         "upload_cost": upload.cost if upload else 0,
-        "error_first": upload.error_first if upload else 0,
-        "error_last": upload.error_last if upload else 0,
+        "error_first": upload.errors[0] if upload else 0,
+        "error_before": upload.errors[-2:][0] if upload else 0,
+        "error_last": upload.errors[-1] if upload else 0,
         "upload_state": upload.state if upload else 0,
         "upload_reason": upload.reason if upload else 0,
+        "barred_until": book.barred_until,
+        "opening_cid": upload.opening.hex() if upload else zero,
         "verdicts": verdicts.hex(),
     }

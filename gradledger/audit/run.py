@@ -480,7 +480,9 @@ def _summaries(books: TaskReplay) -> Iterator[RoundSummary]:
             accepted=book.accepted,
             refused=book.refused,
             silent=book.silent,
-            pending=book.pending,
+            audited=book.audited,
+            caught=book.caught,
+            pending=book.pending + book.held + book.drawn,
             paid=book.paid,
             root=book.root.hex() if is_settled else "",
         )

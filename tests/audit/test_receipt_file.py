@@ -24,20 +24,21 @@ from gradledger.receipt import (
 )
 
 TASK, PRICE, SYMBOL = "digits", 10, Symbol(4, "TOK")
+REASONS = {2: VerdictCode.DUPLICATE, 3: VerdictCode.UNREVEALED}
 DEVICES = sorted(("phonea", "phoneb", "phonec", "phoned", "phonee"), key=name_to_int)
 
 
 def upload(number: int) -> Upload:
-    paid = number != 2
+    reason = REASONS.get(number, VerdictCode.ACCEPT)
+    paid, hidden = reason is VerdictCode.ACCEPT, reason is VerdictCode.UNREVEALED
     return Upload(
         version=3,
         hash=bytes([number + 1]) * 32,
-        cid=bytes([number + 101]) * 32,
+        cid=bytes(32) if hidden else bytes([number + 101]) * 32,
         cost=100 + number,
-        error_first=900_000,
-        error_last=1000 + number,
+        errors=(900_000, 1000 + number),
         state=UploadState.PAID if paid else UploadState.REFUSED,
-        reason=VerdictCode.ACCEPT if paid else VerdictCode.DUPLICATE,
+        reason=reason,
     )
 
 
@@ -76,8 +77,12 @@ def test_a_receipt_survives_its_file(number: int, tmp_path: Path) -> None:
     assert load_receipt(tmp_path / "receipt.json") == made
     assert [path.name for path in tmp_path.iterdir()] == ["receipt.json"]
     document = json.loads((tmp_path / "receipt.json").read_text())
-    assert document["paid"] == ("0.0000 TOK" if number == 2 else f"0.{1000 + 10 * number:04d} TOK")
+    assert document["paid"] == (
+        "0.0000 TOK" if number in REASONS else f"0.{1000 + 10 * number:04d} TOK"
+    )
     assert len(document["path"]) == path_length(number, len(RECORDS))
+    assert (document["cid"] == "") == (REASONS.get(number) is VerdictCode.UNREVEALED)
+    assert ("never revealed" in str(made)) == (document["cid"] == "")
 
 
 @pytest.mark.parametrize(
@@ -88,6 +93,7 @@ def test_a_receipt_survives_its_file(number: int, tmp_path: Path) -> None:
         ("device", "phoneb", "device"),
         ("hash", "00" * 32, "hash"),
         ("cid", receipt(1).cid, "cid"),
+        ("cid", "", "cid"),
         ("cost", 1000, "cost"),
         ("error_last", 1, "error_last"),
         ("state", "refused", "state"),

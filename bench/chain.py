@@ -25,6 +25,7 @@ from typing import Any
 from bench import chain_postgres
 from bench.chain_runs import Run
 from bench.chain_world import OC, OPTIONS, Nodes, Signers, World
+from bench.ending import end_cleanly
 from bench.machine import machine
 from bench.record import record
 from producer_validation.validator import ATTEST_BATCH
@@ -429,6 +430,7 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    end_cleanly()
     parser = argparse.ArgumentParser(prog="bench.chain", description="The chain under load.")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--out", type=Path, help="also write it to this file, and a PNG beside it")

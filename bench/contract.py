@@ -20,6 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from bench.ending import end_cleanly
 from bench.machine import machine
 from bench.record import record
 from bench.terms import round_terms, task_terms
@@ -257,6 +258,7 @@ def measure(samples: int, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    end_cleanly()
     parser = argparse.ArgumentParser(prog="bench.contract", description="Cost of each action.")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--samples", type=int, default=100, help="devices that upload singly")

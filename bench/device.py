@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.ending import end_cleanly
 from bench.record import record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,6 +47,7 @@ _IMPORT = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; return the exit code."""
+    end_cleanly()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bits", type=int, default=3072, help="of the owner's Paillier key")
     parser.add_argument("--layers", type=int, nargs="+", default=[784, 128, 10])

@@ -54,6 +54,7 @@ from typing import Any
 import numpy as np
 
 from bench import faults_proxy as proxies
+from bench.ending import end_cleanly, run_child
 from bench.faults_device import ALTERED_BLOB, EXAMPLES, FULL_DISK, LOST_BLOB
 from bench.machine import machine
 from bench.record import record
@@ -667,10 +668,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if extra is not None:
             command = [sys.executable, "-m", "bench.faults", *arguments]
             try:
-                return subprocess.run(command, env={**os.environ, **extra}).returncode
+                return run_child(command, {**os.environ, **extra})
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
-    signal.signal(signal.SIGTERM, _stop)
+    end_cleanly()
     here, begun = machine(), time.monotonic()
     total = Tally()
 
@@ -704,11 +705,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = record(document, given.out)
     print(text if given.json else _summary(document))
     return int(any(document[name] for name in MUST_BE_ZERO))
-
-
-def _stop(number: int, frame: object) -> None:
-    """Take the network away before the end."""
-    raise SystemExit(128 + number)
 
 
 def _spread(seconds: Sequence[float]) -> dict[str, float | None]:

@@ -45,6 +45,7 @@ from bench.chain_world import (
     peak_mb,
     quiet_network,
 )
+from bench.ending import end_cleanly
 from bench.machine import machine
 from bench.record import record
 from bench.terms import round_terms, task_choices
@@ -458,6 +459,7 @@ _PHASE_NAMES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    end_cleanly()
     parser = argparse.ArgumentParser(prog="bench.fleet", description="Many devices in one round.")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--out", type=Path, help="also write it to this file, and a PNG beside it")

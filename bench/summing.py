@@ -31,6 +31,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from bench.ending import end_cleanly
 from bench.record import record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +50,7 @@ OWNER, TASK, DEVICE, VALIDATOR = "benchowner", "benchsum", "phone", "judge"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, draw; return the exit code."""
+    end_cleanly()
     parser = argparse.ArgumentParser(prog="python -m bench.summing", description=__doc__)
     parser.add_argument("--devices", type=int, nargs="+", default=[10, 100, 1_000, 10_000])
     parser.add_argument("--parameters", type=int, nargs="+", default=[7_850, 101_770, 1_000_000])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,6 +15,12 @@ from gradledger.chain.contract import FedLearning
 from gradledger.chain.keys import PrivateKey
 from gradledger.localnet.network import Network
 from gradledger.store import Store
+
+
+def pytest_configure() -> None:
+    """Let whoever ends the tests end their networks as well."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -59,9 +67,11 @@ def localnet(
     network = Network(
         tmp_path_factory.mktemp("localnet"), http_port=http, p2p_port=p2p, kubo_port=kubo
     )
-    network.up(validators=0)
-    yield network
-    network.down(wipe=True)
+    try:
+        network.up(validators=0)
+        yield network
+    finally:
+        network.down(wipe=True)
 
 
 @pytest.fixture(scope="session")

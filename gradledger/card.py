@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gradledger import envelope
 from gradledger.errors import EnvelopeError, PaillierError
 from gradledger.privacy import Privacy
+from gradledger.target import Target
 from gradledger.validation import Commitment
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ FORMAT = 1
 # The format of a card with terms that bind devices, so that who does not know them refuses it:
 FORMAT_PRIVACY = 2  # with `privacy` alone
 FORMAT_OPTIONS = 3  # with any of the optional keys
-OPTIONS = ("validation", "privacy")
+OPTIONS = ("validation", "privacy", "target")
 _T = TypeVar("_T")
 CARD_BYTES_MAX = 2 * envelope.CARD_BYTES_MAX  # the whole envelope
 
@@ -48,6 +49,8 @@ class TaskCard:
         The noise that every device adds to its updates; None: none.
     validation : Commitment or None
         The owner's validation points, committed; None: the owner picks what a device gets.
+    target : Target or None
+        The number that the model learns; its strata are the classes. None: it learns classes.
     """
 
     task: str
@@ -59,6 +62,7 @@ class TaskCard:
     paillier_n: int | None = field(repr=False)
     privacy: Privacy | None = None
     validation: Commitment | None = None
+    target: Target | None = None
 
     def to_bytes(self) -> bytes:
         """Return the card as an envelope in the clear."""
@@ -112,6 +116,7 @@ class TaskCard:
                 paillier_n=None if n is None else int(_text(n), 16),
                 privacy=_option(document, "privacy", Privacy.from_dict),
                 validation=_option(document, "validation", Commitment.from_dict),
+                target=_option(document, "target", Target.from_dict),
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise EnvelopeError(f"expected a task card: {type(error).__name__}: {error}") from None
@@ -119,6 +124,13 @@ class TaskCard:
             raise EnvelopeError(
                 f"expected the numbers of points of {len(card.classes)} classes in the task card, "
                 f"got {len(card.validation.counts)}"
+            )
+        if (card.target is not None) != ("output" in card.architecture):
+            raise EnvelopeError("expected a target in the task card, or no output identity")
+        if card.target is not None and card.target.strata != len(card.classes):
+            raise EnvelopeError(
+                f"expected the names of {card.target.strata} strata in the task card, "
+                f"got {len(card.classes)}"
             )
         if len(card.owner_enc_key) != 32:
             raise EnvelopeError("expected an X25519 key of 32 bytes in the task card")

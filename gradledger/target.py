@@ -11,12 +11,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from gradledger.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 __all__ = ["STRATA_MAX", "Target"]
 
@@ -26,7 +27,7 @@ UNIT_CHARS_MAX = 32
 ERROR_SCALE = 1_000_000
 FIELDS = ("kind", "edges", "scale", "tolerance", "unit")
 QUANTILE_DIGITS = 6
-NUMBER_MAX = float(np.finfo(np.float32).max)
+NUMBER_MAX = (2 - 2**-23) * 2.0**127  # of a float32
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class Target:
         ConfigError
             So many of the numbers are equal that a stratum would be empty.
         """
+        import numpy as np
+
         if type(strata) is not int or not 1 <= strata <= STRATA_MAX:
             raise ConfigError(f"target: strata: expected 1..{STRATA_MAX}, got {strata!r}")
         values = numbers(y)
@@ -148,10 +151,14 @@ class Target:
 
     def stratum_of(self, y: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Return the stratum of each number, 0 to `strata` - 1. Raises ConfigError."""
+        import numpy as np
+
         return np.searchsorted(self.edges, numbers(y), side="right").astype(np.int64)
 
     def strata_of(self, y: npt.ArrayLike) -> list[int]:
         """Return the strata that some of the numbers lie in, ascending: what a device declares."""
+        import numpy as np
+
         return [int(stratum) for stratum in np.unique(self.stratum_of(y))]
 
     # ---- errors -----------------------------------------------------------------------------
@@ -172,17 +179,23 @@ class Target:
         The sum is the exactly rounded one (`math.fsum`), so that the order of the points and the
         machine do not matter.
         """
+        import numpy as np
+
         shares = np.minimum(_off(predicted, y) / self.scale, 1.0)
         return int(math.fsum(shares.tolist()) * ERROR_SCALE / len(shares))
 
     def wrong_micro(self, predicted: npt.ArrayLike, y: npt.ArrayLike) -> int:
         """Return the share of points off by more than the tolerance, 1e-6 units, rounded down."""
+        import numpy as np
+
         off = _off(predicted, y)
         return int(np.count_nonzero(off > self.tolerance)) * ERROR_SCALE // len(off)
 
 
 def numbers(y: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Return targets as they count everywhere: float32, here widened. Raises ConfigError."""
+    import numpy as np
+
     with np.errstate(over="ignore"):
         values = np.asarray(y, dtype=np.float32).astype(np.float64)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
@@ -192,6 +205,8 @@ def numbers(y: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 def _off(predicted: npt.ArrayLike, y: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Return the absolute errors; infinite where a prediction is no number."""
+    import numpy as np
+
     wanted = numbers(y)
     found = np.asarray(predicted, dtype=np.float64)
     if found.shape != wanted.shape:

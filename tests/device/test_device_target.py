@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradledger.errors import ConfigError, ModelError
+from gradledger import card, envelope
+from gradledger.card import TaskCard
+from gradledger.errors import ConfigError, EnvelopeError, ModelError
 from gradledger.models import (
     Mlp,
     Model,
@@ -161,3 +163,46 @@ def test_validation_sets_of_a_regression_hold_float32() -> None:
         raw = data[:-16] + np.array([0, bad], "<f4").tobytes() + data[-8:]
         with pytest.raises(ModelError, match="finite"):
             load_validation_set(raw, regression=True)
+
+
+def make_card(**changes: Any) -> TaskCard:
+    return TaskCard(
+        **{
+            "task": "walks",
+            "owner": "owner",
+            "description": "How far",
+            "classes": TARGET.names,
+            "architecture": LINE,
+            "owner_enc_key": bytes(32),
+            "paillier_n": None,
+            "target": TARGET,
+            **changes,
+        }
+    )
+
+
+def test_a_card_says_the_target() -> None:
+    data = make_card().to_bytes()
+    assert TaskCard.from_bytes(data) == make_card()
+    document = json.loads(envelope.parse(data).payload())
+    assert document["format"] == card.FORMAT_OPTIONS
+    assert document["target"] == {
+        "kind": "regression",
+        "edges": [1.0, 2.5],
+        "scale": 2.0,
+        "tolerance": 0.5,
+        "unit": "km",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": None}, "expected a target"),
+        ({"architecture": {k: v for k, v in LINE.items() if k != "output"}}, "no output identity"),
+        ({"classes": ("a", "b")}, "names of 3 strata in the task card, got 2"),
+    ],
+)
+def test_a_card_whose_target_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(EnvelopeError, match=message):
+        TaskCard.from_bytes(make_card(**changes).to_bytes())

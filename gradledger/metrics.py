@@ -142,6 +142,8 @@ class ValidatorMetrics:
     ----------
     attested, sums, pushed, skipped, faults : Counter
         As in `producer_validation.validator.StepReport`.
+    lots : Counter
+        Lots, by what happened to them: ``committed`` or ``revealed``.
     attest_sec : Histogram
         Seconds of an `attest` transaction, until a node took or refused it.
     """
@@ -153,9 +155,14 @@ class ValidatorMetrics:
         self._judged = make(
             "Counter", "validator_uploads_judged", "Uploads judged, by verdict", "verdict"
         )
+        self._audited = make(
+            "Counter", "validator_uploads_audited", "Opened uploads judged, by verdict", "verdict"
+        )
         for code in VerdictCode:
-            if code is not VerdictCode.NONE:
+            if VerdictCode.NONE < code < VerdictCode.SILENCE:
                 self._judged.labels(code.name.lower())
+                self._audited.labels(code.name.lower())
+        self.lots = make("Counter", "validator_lots", "Lots committed and revealed", "step")
         self.attested = make(
             "Counter", "validator_verdicts_attested", "Verdicts that a transaction carried"
         )
@@ -173,9 +180,9 @@ class ValidatorMetrics:
         )
         self._tasks: set[str] = set()
 
-    def judge(self, code: VerdictCode) -> None:
-        """Count a verdict."""
-        self._judged.labels(code.name.lower()).inc()
+    def judge(self, code: VerdictCode, *, is_audit: bool = False) -> None:
+        """Count a verdict, on an upload or in its audit."""
+        (self._audited if is_audit else self._judged).labels(code.name.lower()).inc()
 
     def serve(self, task: str, version: int) -> None:
         """Show the round of a task, if there is room for it."""
@@ -233,7 +240,7 @@ class OwnerMetrics:
         self._version.labels(self._task).set(found.version)
         for state in self._states:
             self._state.labels(self._task, state.name.lower()).set(found.state is state)
-        for verdict in ("pending", "accepted", "refused"):
+        for verdict in ("pending", "held", "drawn", "accepted", "refused"):
             self._uploads.labels(self._task, verdict).set(getattr(found, verdict))
         self._round_paid.labels(self._task).set(found.paid)
 

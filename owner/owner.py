@@ -58,6 +58,7 @@ from gradledger.logs import say
 from gradledger.metrics import Metrics, OwnerMetrics
 from gradledger.models import Model, dump_validation_set
 from gradledger.outbox import Delivery, Entry, Outbox, State
+from gradledger.phases import is_overdue, push_on
 from gradledger.privacy import METADATA_KEY, Privacy
 from gradledger.store import Store
 from owner.aggregation import (
@@ -80,9 +81,10 @@ log = logging.getLogger("gradledger.owner")
 
 ADMIT_MAX = 100  # accounts in one `admit`, a limit of the contract
 SETS_PER_TRANSACTION = 50
-MEMBERS_PER_CALL = 100  # that one `settle` or `push` visits
-CALLS_MAX = 1_000  # of `settle` or `push` for one round: more members than a task can have
+MEMBERS_PER_CALL = 100  # that one `settle` visits
+CALLS_MAX = 1_000  # of `settle` for one round: more members than a task can have
 POLL_SEC = 0.1
+STUCK_SEC = 2.0  # between two tries to pay those who cannot be paid
 IRREVERSIBLE_SEC = 90.0
 RESEND_SEC = 6.0
 EXPIRATION_SEC = 30
@@ -90,6 +92,8 @@ SIGNATURES_MAX = 3
 PENDING_BLOCKS = 2
 BEHIND_SEC = 3.0  # how long a node that lacks a round may take to catch up
 ENVELOPE_BYTES_MAX = 2**28 + 2**21
+
+_BEFORE_AUDITING = (RoundState.OPEN, RoundState.VERIFYING, RoundState.DRAWING)
 
 _T = TypeVar("_T")
 
@@ -570,9 +574,18 @@ class Owner:
             version, (RoundState.OPEN, RoundState.VERIFYING), "verdicts", timeout_sec
         )
 
+    def wait_draw(self, version: int, *, timeout_sec: float | None = None) -> Round:
+        """Wait until it is drawn who is audited, and the others are paid; see `wait_verdicts`."""
+        return self._wait_phase(version, _BEFORE_AUDITING, "the lots", timeout_sec)
+
+    def wait_audits(self, version: int, *, timeout_sec: float | None = None) -> Round:
+        """Wait until every audit is over; who does not answer in time is barred."""
+        states = (*_BEFORE_AUDITING, RoundState.AUDITING)
+        return self._wait_phase(version, states, "the audits", timeout_sec)
+
     def wait_sum(self, version: int, *, timeout_sec: float | None = None) -> Round:
         """Wait until the validators have attested the sum; after the deadline give it up."""
-        states = (RoundState.OPEN, RoundState.VERIFYING, RoundState.SUMMING)
+        states = (*_BEFORE_AUDITING, RoundState.AUDITING, RoundState.SUMMING)
         return self._wait_phase(version, states, "the sum", timeout_sec)
 
     def _wait_phase(
@@ -580,29 +593,30 @@ class Owner:
     ) -> Round:
         found = self.round(version)
         if timeout_sec is None:
-            timeout_sec = 2 * found.verdict_sec + found.sum_sec + IRREVERSIBLE_SEC
+            phases_sec = found.reveal_sec + 2 * found.verdict_sec + 5 * found.audit_sec
+            timeout_sec = phases_sec + found.sum_sec + IRREVERSIBLE_SEC
         until = time.monotonic() + timeout_sec
         while found.state in states:
-            if found.state is not RoundState.OPEN and self._is_overdue(found):
+            if found.state is not RoundState.OPEN and is_overdue(found, self.chain_time()):
                 self._push_on(version)
             elif time.monotonic() > until:
                 raise WaitTimeoutError(
                     f"round {version}: no end of the wait for {what} within {timeout_sec:g} s; "
-                    f"it is {found.state.name.lower()}, {found.pending} verdicts are pending"
+                    f"it is {found.state.name.lower()}, {found.pending} verdicts are pending, "
+                    f"{found.held} wait for the lots, {found.drawn} are under audit"
                 )
             else:
                 time.sleep(POLL_SEC)
             found = self.round(version)
         return found
 
-    def _is_overdue(self, found: Round) -> bool:
-        summing = found.state is RoundState.SUMMING
-        deadline = found.sum_deadline if summing else found.verdict_deadline
-        return self.chain_time() >= deadline
-
     def _push_on(self, version: int) -> None:
+        def send(step: Action) -> None:
+            self._push([step])
+
         try:
-            self._push([self.contract.push(self.task, self.account, version, MEMBERS_PER_CALL)])
+            if not push_on(self.contract, self.task, version, self.account, send):
+                time.sleep(STUCK_SEC)
         except RoundClosedError:
             time.sleep(POLL_SEC)  # somebody else pushed, or the last verdict came
 

@@ -27,6 +27,8 @@ PLAN_BYTES_MAX = 1 << 20
 DATA_BYTES_MAX = 1 << 30
 ROUNDS_MAX = 100_000
 E6 = 1_000_000
+BAR_ROUNDS_MAX = 10_000
+PHASE_SEC_MAX = 30 * 86_400
 
 MODES = ("paillier", "sealed")
 RULES = ("trend", "threshold", "either", "both", "gain")
@@ -79,8 +81,23 @@ class Plan:
         plan; and ``update_error``, by default true. See `gradledger.privacy`. `clip` must leave
         room for the noise. The errors of CSVES are measured with the noise as well: where it swamps
         a single update, a ``tau`` of 1.000001 accepts all. Without ``update_error`` it must.
+    lot : float
+        In paillier mode: the share of the accepted uploads that the lot of each validator draws
+        for an audit, so that of four about 1 - (1 - lot)**4 are audited. Who is drawn hands its
+        update to the validators, sealed. 0.0: no audits.
+    bar_rounds : int
+        For how many rounds a device may not upload that failed an audit, or did not answer.
+    norm_max : float
+        Largest L2 norm of an update, which validators check where they see it: in sealed mode,
+        and in audits. 0.0: none.
     open_sec, verdict_sec, sum_sec : int
         Lengths of the phases of a round.
+    reveal_sec : int
+        Where it is not 0, a device tells the CID of its upload only once the round is closed,
+        within so many seconds: until then nobody can fetch it, and copy it.
+    audit_sec : int
+        Length of each of the two phases of an audit; not used without lots. Lots are revealed
+        once the end of the uploads is irreversible: it should be longer than that takes.
     close_after : int
         Close early once so many uploads are in; 0: never.
     rule : {"trend", "threshold", "either", "both", "gain"}
@@ -96,6 +113,10 @@ class Plan:
         Learning rate.
     points_per_class : int
         m: validation points of each class that a device declared.
+    committed_sets : bool
+        Whether the task's card commits to the validation points, so that nobody picks those that a
+        device gets: the block that opens a round draws them. Devices get their sets once that block
+        is irreversible, which `open_sec` must leave time for.
     initial : {"normal", "glorot"}
         How T_0 is drawn where no file gives it: N(0, 1), or uniform by Glorot and Bengio.
     initial_seed : int
@@ -126,9 +147,14 @@ class Plan:
     sum_min: int = 3
     clip: float = 1.0
     privacy: Mapping[str, Any] | None = None
+    lot: float = 0.0
+    bar_rounds: int = 10
+    norm_max: float = 0.0
     open_sec: int = 60
     verdict_sec: int = 60
     sum_sec: int = 60
+    reveal_sec: int = 0
+    audit_sec: int = 60
     close_after: int = 0
     rule: str = "either"
     tau: float = 0.1
@@ -139,6 +165,7 @@ class Plan:
     measures: int = 8
     seed: int = 0
     points_per_class: int = 10
+    committed_sets: bool = True
     initial: str = "normal"
     initial_seed: int = 0
     devices_min: int = 1
@@ -177,8 +204,18 @@ class Plan:
         _check_int("join_sec", self.join_sec, 0, 30 * 86_400)
         _check_int("seed", self.seed, 0, 2**64 - 1)
         _check_int("initial_seed", self.initial_seed, 0, 2**64 - 1)
-        for name in ("clip", "tau", "eta", "rate"):
+        _check_int("bar_rounds", self.bar_rounds, 0, BAR_ROUNDS_MAX)
+        for name in ("open_sec", "verdict_sec", "sum_sec", "audit_sec"):
+            _check_int(name, getattr(self, name), 1, PHASE_SEC_MAX)
+        _check_int("reveal_sec", self.reveal_sec, 0, PHASE_SEC_MAX)
+        for name in ("clip", "tau", "eta", "rate", "lot", "norm_max"):
             scaled(name, getattr(self, name))
+        if self.lot > 1:
+            raise ConfigError(f"plan: lot: expected a share from 0 to 1, got {self.lot!r}")
+        if self.lot and self.mode == "sealed":
+            raise ConfigError(
+                "plan: lot: expected 0 in sealed mode, whose validators see every update"
+            )
         if len({self.symbol_of(name) for name in ("deposit", "price", "budget")}) != 1:
             raise ConfigError("plan: deposit, price and budget: expected one token symbol")
         slot_bits_for(self.devices_max)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -66,11 +67,14 @@ STEPS = (
     "open",
     "close",
     "verdicts",
+    "draw",
+    "audit",
     "sum",
     "aggregate",
     "settle",
     "report",
 )
+_UNDECIDED = (VerdictCode.SILENCE, VerdictCode.UNDELIVERED)  # reasons that say nothing of an update
 POLL_SEC = 0.15
 RETRY_SEC = 1.0
 TURNS_MAX = 1_000  # steps of one round, repetitions included
@@ -96,6 +100,12 @@ class RoundReport:
         Smallest units of the task's token.
     reasons : dict of str to int
         Why uploads were refused, and how many.
+    drawn, caught, unanswered : int
+        Uploads that the lots drew for an audit; of these, refused for what was found, and never
+        opened.
+    barred : list of str
+        Devices that may not upload in the next round, since they failed an audit in this one or
+        before.
     updates : int
         Updates that went into T_k; 0: T_k is T_(k-1).
     note : str
@@ -120,6 +130,10 @@ class RoundReport:
     refused: int
     paid: int
     reasons: dict[str, int] = field(default_factory=dict)
+    drawn: int = 0
+    caught: int = 0
+    unanswered: int = 0
+    barred: list[str] = field(default_factory=list)
     updates: int = 0
     note: str = ""
     epsilon: float | None = None
@@ -208,7 +222,7 @@ def run(
 _FIXED = (
     *("task", "architecture", "class_names", "description", "token_contract", "mode", "public"),
     *("silence", "validators_kind", "errors_max", "cost_max", "devices_max", "sum_min", "clip"),
-    *("initial", "initial_seed", "privacy"),
+    *("initial", "initial_seed", "privacy", "lot", "bar_rounds"),
 )
 
 
@@ -341,6 +355,10 @@ class _Training:
             self._step("close", version, lambda: self._close(version), found)
         elif found.state is RoundState.VERIFYING:
             self._step("verdicts", version, lambda: owner.wait_verdicts(version), found)
+        elif found.state is RoundState.DRAWING:
+            self._step("draw", version, lambda: owner.wait_draw(version), found)
+        elif found.state is RoundState.AUDITING:
+            self._step("audit", version, lambda: owner.wait_audits(version), found)
         elif found.state is RoundState.SUMMING:
             self._step("sum", version, lambda: owner.wait_sum(version), found)
         elif found.state is RoundState.SUMMED:
@@ -461,11 +479,11 @@ class _Training:
         model = self._state.model(version)
         if record is None or model is None:
             raise ConfigError(f"{self._state.path}: the model T_{version} is missing")
-        reasons: dict[str, int] = {}
-        for member in self._owner.members():
-            if member.upload_version == version and member.upload_state == UploadState.REFUSED:
-                reason = VerdictCode(member.upload_reason).name.lower()
-                reasons[reason] = reasons.get(reason, 0) + 1
+        members = self._owner.members()
+        uploads = [member for member in members if member.upload_version == version]
+        refused = [member for member in uploads if member.upload_state == UploadState.REFUSED]
+        reasons = Counter(VerdictCode(member.upload_reason).name.lower() for member in refused)
+        unanswered = reasons.get(VerdictCode.UNANSWERED.name.lower(), 0)
         privacy = self._owner.privacy()
         spent = privacy.spent(version) if privacy is not None else None
         report = RoundReport(
@@ -476,6 +494,13 @@ class _Training:
             refused=found.refused,
             paid=found.paid,
             reasons=dict(sorted(reasons.items())),
+            drawn=unanswered + sum(bool(member.opening_cid) for member in uploads),
+            caught=sum(
+                bool(member.opening_cid) and member.upload_reason not in _UNDECIDED
+                for member in refused
+            ),
+            unanswered=unanswered,
+            barred=[member.account for member in members if member.barred_until > version],
             updates=record.get("updates", 0),
             note=record.get("note", ""),
             epsilon=spent.epsilon if spent is not None else None,
@@ -555,6 +580,8 @@ def create_task(owner: Owner, plan: Plan, *, wait: bool = True) -> Task:
         "sum_min": plan.sum_min,
         "slot_bits": slot_bits_for(plan.devices_max),
         "clip_e6": scaled("clip", plan.clip),
+        "lot_e6": scaled("lot", plan.lot),
+        "bar_rounds": plan.bar_rounds,
     }
     return owner.create_task(
         terms,
@@ -582,10 +609,13 @@ def round_terms(plan: Plan, version: int, cid: str, digest: bytes) -> RoundTerms
         open_sec=plan.open_sec,
         verdict_sec=plan.verdict_sec,
         sum_sec=plan.sum_sec,
+        reveal_sec=plan.reveal_sec,
+        audit_sec=plan.audit_sec if plan.lot else 0,
         close_after=plan.close_after,
         rule=Rule[plan.rule.upper()],
         tau=scaled("tau", plan.tau),
         eta_e6=scaled("eta", plan.eta),
+        norm_max_e6=scaled("norm_max", plan.norm_max),
         training=Recipe(
             epochs=plan.epochs,
             batch_size=plan.batch_size,

@@ -1,4 +1,4 @@
-"""The validator: follows the chain, judges uploads, attests, sums, pushes rounds on.
+"""The validator: follows the chain, judges uploads, audits those drawn, attests, sums, pushes on.
 
 Each `step` is one pass over what the chain says now. Nothing is remembered that the chain and IPFS
 could not tell again, so that a validator may be killed and started again at any point. Which upload
@@ -20,7 +20,7 @@ from typing import Any
 
 from gradledger import envelope
 from gradledger.card import TaskCard, fetch_card, task_codec
-from gradledger.chain.client import ChainClient
+from gradledger.chain.client import ChainClient, ChainInfo
 from gradledger.chain.contract import (
     FedLearning,
     Member,
@@ -49,14 +49,17 @@ from gradledger.errors import (
     StaleVersionError,
 )
 from gradledger.logs import say
+from gradledger.lots import lot_commitment
 from gradledger.metrics import Metrics, ValidatorMetrics
 from gradledger.models import Model
 from gradledger.paillier import PaillierPublicKey, sum_payload
+from gradledger.phases import lots_awaited, phase_end, push_on
 from gradledger.store import Store
 from producer_validation import checks
 from producer_validation.checks import Known, MaterialError, Measure, Opened, Refusal
 from producer_validation.executors import InlineExecutor, Job, StoppedError, Work
 from producer_validation.fetching import CACHE_BYTES_DEFAULT, BlobSource, Fetcher
+from producer_validation.lots import lot_value
 from producer_validation.seen import SeenUploads
 from producer_validation.summing import Product
 
@@ -64,13 +67,15 @@ __all__ = ["StepReport", "Validator"]
 
 ATTEST_BATCH = 50  # verdicts in one transaction; the contract takes 500
 WINDOW_MAX = 64  # uploads that are fetched and judged at a time
+ATTEST_WAIT_SEC = 1.0  # then verdicts are sent, however few
 FETCH_WAIT_SEC = 0.5  # a step waits so long for a window's blobs; who is late waits for the next
 MATERIAL_WAIT_SEC = 5.0
 PATIENCE_SHARE = 0.7  # of verdict_sec; after it a blob that nobody has is unavailable
 OWNER_FIRST_SEC = 3  # after a deadline, before the first validator pushes the round on
 MEMBERSHIP_SEC = 1.0  # between two looks whether a task has admitted the account
 MEMBERSHIP_LOOKS = 50  # in one step, so that nobody slows it down with tasks by the thousand
-PUSH_LIMIT = 100  # members in one `push` or `settle`
+SETTLE_LIMIT = 100  # members in one `settle`
+FINAL_BLOCKS = 2  # what was read may lie so many blocks above the head that was asked for before
 POLL_SEC_DEFAULT = 0.25
 BACKOFF_SEC_FIRST = 0.5
 BACKOFF_SEC_MAX = 10.0
@@ -96,6 +101,8 @@ class StepReport:
         Verdicts that a transaction carried to the chain.
     sums : int
         Sums attested.
+    lots : int
+        Lots committed or revealed.
     pushed : int
         Rounds pushed on after a deadline.
     skipped : int
@@ -111,6 +118,7 @@ class StepReport:
     refused: int = 0
     attested: int = 0
     sums: int = 0
+    lots: int = 0
     pushed: int = 0
     skipped: int = 0
     faults: int = 0
@@ -119,7 +127,7 @@ class StepReport:
     @property
     def busy(self) -> bool:
         """Whether anything changed on the chain."""
-        return bool(self.attested or self.sums or self.pushed)
+        return bool(self.attested or self.sums or self.lots or self.pushed)
 
 
 @dataclass
@@ -151,10 +159,13 @@ class _RoundWork:
 
     version: int
     results: dict[bytes, _Result] = field(default_factory=dict)  # by upload hash
+    audits: dict[bytes, Refusal | None] = field(default_factory=dict)  # by upload hash
     pauses: dict[bytes, _Pause] = field(default_factory=dict)  # by upload hash
     logged: set[tuple[str, str]] = field(default_factory=set)
     model: Model | None = None
     sum: tuple[bytes, str] | None = None  # hash and CID
+    final_block: int = 0  # once it is irreversible, so is it that uploads are over; 0: not seen yet
+    drawable_at: int = 0  # when the last lot was seen to be revealed, by the chain's time
     read_again_at: float = 0.0  # monotonic: when the members are worth reading again
 
 
@@ -288,7 +299,7 @@ class Validator:
         """
         report = StepReport()
         try:
-            time_now = self.chain.get_info().head_time
+            info = self.chain.get_info()
         except GradledgerError as error:
             report.is_reachable = False
             self._fault(report, error)
@@ -302,7 +313,7 @@ class Validator:
                 continue
             try:
                 if self._is_validator(task, state):
-                    self._serve(task, state, time_now, report)
+                    self._serve(task, state, info, report)
                 state.pause.faults = 0
             except StoppedError:
                 break
@@ -355,7 +366,7 @@ class Validator:
 
     # ---- one task ---------------------------------------------------------------------------
 
-    def _serve(self, task: Task, state: _TaskState, time_now: int, report: StepReport) -> None:
+    def _serve(self, task: Task, state: _TaskState, info: ChainInfo, report: StepReport) -> None:
         round_ = self.contract.round(task.id, task.version) if task.version else None
         if round_ is None or round_.state is RoundState.SETTLED:
             state.work = None
@@ -367,18 +378,79 @@ class Validator:
         self._metrics.serve(task.id, round_.version)
         if state.work is None or state.work.version != round_.version:
             state.work = _RoundWork(round_.version)
-        place = round_.validators.index(self.account)
-        if round_.state in (RoundState.OPEN, RoundState.VERIFYING):
-            if round_.pending and time.monotonic() >= state.work.read_again_at:
-                one = _Pass(self, task, round_, state.work, self._material(task, state), time_now)
-                state.work.read_again_at = time.monotonic() + one.rest_sec
-                one.judge(place, report)
-        else:
-            self._name_dissenters(task, round_, state.work)
+        place, work, time_now = round_.validators.index(self.account), state.work, info.head_time
+        if task.terms.lot_e6:
+            self._see_to_lot(task, round_, place, work, info, report)
+        if _can_judge(round_) and time.monotonic() >= work.read_again_at:
+            kind = _Audit if round_.state is RoundState.AUDITING else _Pass
+            one = kind(self, task, round_, work, self._material(task, state), time_now)
+            work.read_again_at = time.monotonic() + one.rest_sec
+            one.judge(place, report)
+        elif round_.state in (RoundState.SUMMING, RoundState.SUMMED):
+            self._name_dissenters(task, round_, work)
             if round_.state is RoundState.SUMMING and not any(round_.sums[place].hash):
-                one = _Pass(self, task, round_, state.work, self._material(task, state), time_now)
+                one = _Pass(self, task, round_, work, self._material(task, state), time_now)
                 one.attest_sum(report)
-        self._push_on(task, round_, time_now - OWNER_FIRST_SEC - place, report)
+        self._push_on(task, round_, work, time_now, OWNER_FIRST_SEC + place, report)
+
+    # ---- the lot ----------------------------------------------------------------------------
+
+    def _see_to_lot(
+        self,
+        task: Task,
+        round_: Round,
+        place: int,
+        work: _RoundWork,
+        info: ChainInfo,
+        report: StepReport,
+    ) -> None:
+        """Commit to a lot while nobody has uploaded; reveal it once no upload can change."""
+        make, version, lot = self.contract, round_.version, round_.lots[place]
+        is_open = round_.state is RoundState.OPEN
+        if round_.state is not RoundState.DRAWING:
+            work.final_block = 0  # where a fork undid the end of the uploads, it is to be seen anew
+        if is_open:
+            is_due = not any(lot.commitment) and not round_.uploads
+        else:
+            is_due = any(lot.commitment) and not any(lot.value)
+        if not is_due or round_.state not in (RoundState.OPEN, RoundState.DRAWING):
+            return
+        value = lot_value(self._secret, info.chain_id, make.account, task.id, round_)
+        commitment = lot_commitment(task.id, version, self.account, value)
+        if is_open:
+            step = make.commitlot(task.id, version, self.account, commitment)
+        elif lot.commitment != commitment:
+            self._say_once(work, "lot_lost", task=task.id, version=version, sender=self.account)
+            return
+        elif self._is_final(round_, work, info):
+            step = make.reveallot(task.id, version, self.account, value)
+        else:
+            return
+        try:
+            self._push(step)
+        except (RoundClosedError, StaleVersionError, AlreadyDoneError) as error:
+            self._say(logging.INFO, "too_late", task=task.id, reason=error)
+            return
+        report.lots += 1
+        self._metrics.lots.labels("committed" if is_open else "revealed").inc()
+        self._say(
+            logging.INFO,
+            "lot_committed" if is_open else "lot_revealed",
+            task=task.id,
+            version=version,
+        )
+
+    def _is_final(self, round_: Round, work: _RoundWork, info: ChainInfo) -> bool:
+        """Whether no fork can bring uploads back into a round that is being drawn.
+
+        Whoever knows a lot before that could upload again what it does not draw. On a chain that
+        takes longer than most of the phase, it is revealed nonetheless: without lots nobody is
+        audited at all.
+        """
+        if not work.final_block:
+            work.final_block = self.chain.get_info().head_block + FINAL_BLOCKS
+        is_late = info.head_time >= round_.audit_deadline - (1 - PATIENCE_SHARE) * round_.audit_sec
+        return is_late or info.irreversible_block >= work.final_block
 
     def _material(self, task: Task, state: _TaskState) -> _Material:
         """Return the task's card, key and codec."""
@@ -417,25 +489,31 @@ class Validator:
 
     # ---- pushing on -------------------------------------------------------------------------
 
-    def _push_on(self, task: Task, round_: Round, time_now: int, report: StepReport) -> None:
+    def _push_on(
+        self,
+        task: Task,
+        round_: Round,
+        work: _RoundWork,
+        time_now: int,
+        patience_sec: int,
+        report: StepReport,
+    ) -> None:
         """Do what anyone may after a deadline; the owner and smaller accounts had their chance."""
         version, state = round_.version, round_.state
-        if state is RoundState.OPEN:
-            deadline = round_.deadline
-            action = self.contract.closeround(task.id, self.account, version)
-        elif state is RoundState.VERIFYING:
-            deadline = round_.verdict_deadline
-            action = self.contract.push(task.id, self.account, version, PUSH_LIMIT)
-        elif state is RoundState.SUMMING:
-            deadline = round_.sum_deadline
-            action = self.contract.push(task.id, self.account, version, PUSH_LIMIT)
-        else:
-            deadline = round_.sum_deadline
-            action = self.contract.settle(task.id, self.account, version, PUSH_LIMIT)
-        if time_now < deadline:
+        deadline = phase_end(round_)
+        if state is RoundState.DRAWING and not lots_awaited(round_):
+            work.drawable_at = work.drawable_at or time_now
+            deadline = min(deadline, work.drawable_at)
+        if time_now < deadline + patience_sec:
             return
+        make, actor = self.contract, self.account
         try:
-            self._push(action)
+            if state is RoundState.OPEN:
+                self._push(make.closeround(task.id, actor, version))
+            elif state is RoundState.SUMMED:
+                self._push(make.settle(task.id, actor, version, SETTLE_LIMIT))
+            elif not push_on(make, task.id, version, actor, self._push):
+                return
         except (RoundClosedError, StaleVersionError, AlreadyDoneError):
             return  # somebody else pushed
         report.pushed += 1
@@ -472,6 +550,8 @@ class Validator:
 class _Pass:
     """One look at one round: its rows, and the work on them."""
 
+    is_audit = False
+
     def __init__(
         self,
         validator: Validator,
@@ -487,6 +567,7 @@ class _Pass:
         self._work = work
         self._material = material
         self._time_now = time_now
+        self._results = work.results
         rows = validator.contract.members(task.id)
         self._uploads = [row for row in rows if row.upload_version == round_.version]
         self.rest_sec = REST_SEC_PER_MEMBER * len(rows) if len(rows) > MEMBERS_FEW else 0.0
@@ -494,33 +575,47 @@ class _Pass:
     # ---- verdicts ---------------------------------------------------------------------------
 
     def judge(self, place: int, report: StepReport) -> None:
-        """Judge the uploads that wait for this validator, window by window; attest each window."""
+        """Judge the uploads that wait for this validator, window by window; attest in batches."""
         now = time.monotonic()
         waiting = [
             row
             for row in self._uploads
-            if row.upload_state is UploadState.PENDING
+            if self._is_due(row)
             and not row.verdicts[place]
             and now >= self._work.pauses.get(row.upload_hash, _NO_PAUSE).until
         ]
         if not waiting:
             return
-        for window in self._windows([row for row in self._uploads if _is_accepted(row)]):
-            self._examine(window, report, is_decided=True)
+        self._learn(report)
+        said: list[tuple[Member, Verdict]] = []
+        sent_at = time.monotonic()
         for window in self._windows(waiting):
             if self._v._stop.is_set():
-                return
+                break
             fresh = self._examine(window, report)
-            verdicts = []
             for row in window:
-                if row.upload_hash in self._work.results:
+                if row.upload_hash in self._results:
                     refusal = self._refusal(row)
                     if row.upload_hash in fresh:
                         self._say_verdict(row, refusal, report)
                     code = refusal.code if refusal else VerdictCode.ACCEPT
-                    verdicts.append((row, Verdict(hash=row.upload_hash, code=code)))
-            for start in range(0, len(verdicts), ATTEST_BATCH):
-                self._attest(verdicts[start : start + ATTEST_BATCH], report)
+                    said.append((row, Verdict(hash=row.upload_hash, code=code)))
+            if len(said) >= ATTEST_BATCH or time.monotonic() >= sent_at + ATTEST_WAIT_SEC:
+                self._attest_all(said, report)
+                said, sent_at = [], time.monotonic()
+        self._attest_all(said, report)
+
+    def _is_due(self, row: Member) -> bool:
+        """Whether an upload takes verdicts now."""
+        if row.upload_state is not UploadState.PENDING:
+            return False
+        is_closed = self._round.state is RoundState.VERIFYING
+        return bool(row.upload_cid) or (is_closed and self._time_now >= self._round.reveal_deadline)
+
+    def _learn(self, report: StepReport) -> None:
+        """Look at the uploads that are accepted already, to tell copies of them."""
+        for window in self._windows([row for row in self._uploads if _is_accepted(row)]):
+            self._examine(window, report, is_decided=True)
 
     def _windows(self, rows: Sequence[Member]) -> Iterator[Sequence[Member]]:
         """Yield rows in portions whose blobs fit into half of the cache."""
@@ -537,33 +632,48 @@ class _Pass:
         Each is on its own: what one upload makes go wrong stops no other. Of an upload that the
         chain has accepted already (`is_decided`) only the payload's digest is wanted.
         """
-        rows = [row for row in window if row.upload_hash not in self._work.results]
-        self._fetch([(row.upload_cid, self._material.bytes_max) for row in rows], FETCH_WAIT_SEC)
-        if not is_decided and self._material.key is None:
-            self._fetch(
-                [(row.set_cid, SET_BYTES_MAX) for row in rows if row.set_cid], FETCH_WAIT_SEC
-            )
-        flying: list[tuple[Member, Opened]] = []
+        rows = [row for row in window if row.upload_hash not in self._results]
+        self._fetch([one for row in rows for one in self._blobs(row, is_decided)], FETCH_WAIT_SEC)
+        flying: list[tuple[Member, bytes]] = []
         jobs: list[Job[Refusal | None]] = []
         for row in rows:
             try:
-                opened = self._open(row)
-                if isinstance(opened, Refusal):
-                    self._work.results[row.upload_hash] = _Result(opened, b"")
-                elif opened is not None and is_decided:
-                    self._work.results[row.upload_hash] = _Result(None, opened.digest)
-                elif opened is not None:
-                    jobs.append(self._submit(row, opened.payload))
-                    flying.append((row, opened))
+                begun = self._begin(row, is_decided)
+                if isinstance(begun, _Result):
+                    self._results[row.upload_hash] = begun
+                elif begun is not None:
+                    digest, job = begun
+                    jobs.append(job)
+                    flying.append((row, digest))
             except Exception as error:
                 self._skip(row, error, report)
         for place, outcome in self._v._work.results(jobs):
-            row, opened = flying[place]
+            row, digest = flying[place]
             if isinstance(outcome, Exception):
                 self._skip(row, outcome, report)
             else:
-                self._work.results[row.upload_hash] = _Result(outcome, opened.digest)
-        return {row.upload_hash for row in rows if row.upload_hash in self._work.results}
+                self._results[row.upload_hash] = _Result(outcome, digest)
+        return {row.upload_hash for row in rows if row.upload_hash in self._results}
+
+    def _blobs(self, row: Member, is_decided: bool) -> list[tuple[str, int]]:
+        """Return what is to be fetched to judge an upload: CIDs, and how long each can be."""
+        wanted = [(row.upload_cid, self._material.bytes_max)]
+        if not is_decided and self._material.key is None:
+            wanted.append((row.set_cid, SET_BYTES_MAX))
+        return [one for one in wanted if one[0]]
+
+    def _begin(
+        self, row: Member, is_decided: bool
+    ) -> _Result | tuple[bytes, Job[Refusal | None]] | None:
+        """Return a result, or the payload's digest and the heavy work; None: bytes are missing."""
+        opened = self._open(row)
+        if opened is None:
+            return None
+        if isinstance(opened, Refusal):
+            return _Result(opened, b"")
+        if is_decided:
+            return _Result(None, opened.digest)
+        return opened.digest, self._submit(row, opened.payload)
 
     def _fetch(self, wanted: Sequence[tuple[str, int]], wait_sec: float) -> None:
         for cid, bytes_max in wanted:
@@ -572,9 +682,14 @@ class _Pass:
 
     def _open(self, row: Member) -> Opened | Refusal | None:
         """Return the opened upload, its refusal, or None: its bytes are not here yet."""
+        if not row.upload_cid:
+            return Refusal(
+                VerdictCode.UNREVEALED,
+                f"expected the CID before {self._round.reveal_deadline}, got none",
+            )
         blob = self._v._fetcher.blob(row.upload_cid)
         if blob is None:
-            return self._missing(row)
+            return self._missing(row, row.upload_cid)
         return checks.open_upload(
             blob,
             task=self._task,
@@ -585,9 +700,9 @@ class _Pass:
             payload_bytes=self._material.payload_bytes,
         )
 
-    def _missing(self, row: Member) -> Refusal | None:
+    def _missing(self, row: Member, cid: str) -> Refusal | None:
         """Refuse what is too large, or what the store has not when most of the time is gone."""
-        failure = self._v._fetcher.failure(row.upload_cid)
+        failure = self._v._fetcher.failure(cid)
         if failure is None:
             return None
         if isinstance(failure.error, BlobTooLargeError):
@@ -599,14 +714,18 @@ class _Pass:
             error=type(failure.error).__name__,
             reason=failure.error,
         )
-        patience_end = self._round.verdict_deadline - (1 - PATIENCE_SHARE) * self._round.verdict_sec
-        is_late = self._round.state is RoundState.VERIFYING and self._time_now >= patience_end
         # A store that does not answer at all is this validator's trouble, not the device's.
-        if is_late and isinstance(failure.error, (BlobMissingError, BlobCorruptError)):
+        if self._is_late() and isinstance(failure.error, (BlobMissingError, BlobCorruptError)):
             return Refusal(
                 VerdictCode.UNAVAILABLE, f"{failure.error} ({failure.attempts} attempts)"
             )
         return None
+
+    def _is_late(self) -> bool:
+        """Whether most of the time for verdicts is gone."""
+        round_ = self._round
+        patience_end = round_.verdict_deadline - (1 - PATIENCE_SHARE) * round_.verdict_sec
+        return round_.state is RoundState.VERIFYING and self._time_now >= patience_end
 
     def _submit(self, row: Member, payload: bytes) -> Job[Refusal | None]:
         measure = None if self._material.key is not None else self._measure(row)
@@ -640,12 +759,12 @@ class _Pass:
 
     def _refusal(self, row: Member) -> Refusal | None:
         """Return why an upload is refused, now that those before it are known."""
-        result = self._work.results[row.upload_hash]
+        result = self._results[row.upload_hash]
         if result.refusal is not None:
             return result.refusal
         others = []
         for other in self._uploads:
-            known = self._work.results.get(other.upload_hash)
+            known = self._results.get(other.upload_hash)
             is_rival = other.upload_state is UploadState.PENDING or _is_accepted(other)
             if is_rival and known is not None and known.refusal is None:
                 others.append(Known(other.account, known.digest, _is_accepted(other)))
@@ -673,15 +792,16 @@ class _Pass:
                 seen.note(row.upload_hash, *here)
             except OSError as error:
                 self._v._say(logging.WARNING, "state_not_kept", reason=error)
-        self._v._metrics.judge(refusal.code if refusal else VerdictCode.ACCEPT)
+        code = refusal.code if refusal else VerdictCode.ACCEPT
+        self._v._metrics.judge(code, is_audit=self.is_audit)
         if refusal is None:
             report.accepted += 1
-            self._v._say(logging.INFO, "accepted", **self._of(row))
+            self._v._say(logging.INFO, "audited" if self.is_audit else "accepted", **self._of(row))
             return
         report.refused += 1
         self._v._say(
             logging.WARNING,
-            "refused",
+            "caught" if self.is_audit else "refused",
             **self._of(row),
             code=refusal.code.name.lower(),
             reason=refusal.reason,
@@ -692,15 +812,16 @@ class _Pass:
         """Return what a log line about an upload begins with."""
         return {"task": self._task.id, "version": self._round.version, "sender": row.account}
 
+    def _attest_all(self, said: Sequence[tuple[Member, Verdict]], report: StepReport) -> None:
+        for start in range(0, len(said), ATTEST_BATCH):
+            self._attest(said[start : start + ATTEST_BATCH], report)
+
     def _attest(self, batch: Sequence[tuple[Member, Verdict]], report: StepReport) -> None:
-        """Send verdicts in one transaction; if that fails, one by one."""
+        """Send verdicts in one transaction; if that fails, each half in one."""
         verdicts = [verdict for _, verdict in batch]
-        action = self._v.contract.attest(
-            self._task.id, self._round.version, self._v.account, verdicts
-        )
         try:
             with self._v._metrics.attest_sec.time():
-                self._v._push(action)
+                self._v._push(self._attestation(verdicts))
             report.attested += len(batch)
             self._v._metrics.attested.inc(len(batch))
         except (RoundClosedError, StaleVersionError) as error:
@@ -709,10 +830,15 @@ class _Pass:
             # A verdict of the batch is known already, or its payment cannot be delivered (it runs
             # the device's own code), or all together took too long.
             if len(batch) > 1:
-                for one in batch:
-                    self._attest([one], report)
+                half = len(batch) // 2
+                self._attest(batch[:half], report)
+                self._attest(batch[half:], report)
             elif not isinstance(error, AlreadyDoneError):
                 self._skip(batch[0][0], error, report)
+
+    def _attestation(self, verdicts: Sequence[Verdict]) -> Action:
+        make, account = self._v.contract, self._v.account
+        return make.attest(self._task.id, self._round.version, account, verdicts)
 
     # ---- the sum ----------------------------------------------------------------------------
 
@@ -793,6 +919,27 @@ class _Pass:
             missing = [row for row in missing if self._v._fetcher.blob(row.upload_cid) is None]
 
 
+class _Audit(_Pass):
+    """As `_Pass`, on the uploads that the lots have drawn and their devices have opened."""
+
+    is_audit = True
+
+    def _attestation(self, verdicts: Sequence[Verdict]) -> Action:
+        make, account = self._v.contract, self._v.account
+        return make.attestaudit(self._task.id, self._round.version, account, verdicts)
+
+
+def _can_judge(round_: Round) -> bool:
+    """Whether there may be an upload of this round to judge now."""
+    if round_.state is RoundState.AUDITING:
+        return round_.drawn > 0
+    if round_.state is RoundState.OPEN and round_.reveal_sec:
+        return False
+    return round_.state in (RoundState.OPEN, RoundState.VERIFYING) and round_.pending > 0
+
+
 def _is_accepted(row: Member) -> bool:
     """Whether the validators accepted an upload; one that was paid for silence is in no sum."""
+    if row.upload_state in (UploadState.ACCEPTED, UploadState.DRAWN):
+        return True
     return row.upload_state is UploadState.PAID and row.upload_reason is VerdictCode.ACCEPT

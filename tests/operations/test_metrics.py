@@ -62,10 +62,12 @@ def use(metrics: Metrics) -> None:
         one.inc()
     validator.faults.inc()
     validator.judge(VerdictCode.DUPLICATE)
+    validator.judge(VerdictCode.OPENING_MISMATCH, is_audit=True)
+    validator.lots.labels("committed").inc()
     validator.serve("digits", 3)
     with validator.attest_sec.time():
         pass
-    counts = {"pending": 1, "accepted": 2, "refused": 3, "paid": 40}
+    counts = {"pending": 1, "held": 0, "drawn": 0, "accepted": 2, "refused": 3, "paid": 40}
     round_: Any = SimpleNamespace(version=3, state=RoundState.SUMMING, **counts)
     owner.see_round(round_)
     owner.see_round(SimpleNamespace(version=2))  # type: ignore[arg-type]

@@ -60,6 +60,7 @@ class Oracle:
     devices: list[str]
     judges: list[str]
     silence: Silence = Silence.REFUND
+    lot_e6: int = 0
     codes: dict[str, npt.NDArray[np.uint16]] = field(default_factory=dict)
 
     @property
@@ -103,6 +104,8 @@ class Oracle:
             key_hash=self.public.key_hash if self.public else bytes(32),
             card_cid=self.store.put(card),
             card_hash=hashlib.sha256(card).digest(),
+            lot_e6=self.lot_e6,
+            bar_rounds=2,
         )
         make = self.contract
         self.push(make.createtask(self.task, self.owner, terms), self.owner)
@@ -141,10 +144,13 @@ class Oracle:
             "open_sec": 120,
             "verdict_sec": 120,
             "sum_sec": 120,
+            "reveal_sec": 0,
+            "audit_sec": 120 if self.lot_e6 else 0,
             "close_after": 1,
             "rule": Rule.EITHER,
             "tau": 100_000,
             "eta_e6": 1_000_000,
+            "norm_max_e6": 0,
             "training": Recipe(epochs=1, batch_size=1, rate_e6=1, measures=2, seed=1),
         }
         terms = RoundTerms(**{**fields, **changes})

@@ -1,0 +1,125 @@
+"""The phases of a round: when each ends, and how one is pushed on.
+
+The contract decides; this says beforehand what it will allow, the same for owner, validators and
+onlookers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from gradledger.chain.contract import FedLearning, Round, RoundState
+from gradledger.chain.names import name_to_int
+from gradledger.chain.transaction import Action
+from gradledger.errors import (
+    AlreadyDoneError,
+    ContractError,
+    NodeAnswerError,
+    RoundClosedError,
+    StaleVersionError,
+)
+
+__all__ = ["is_overdue", "lots_awaited", "phase_end", "push_on"]
+
+MEMBERS_PER_PUSH = 100
+
+_MOVED_ON = (RoundClosedError, StaleVersionError, AlreadyDoneError)
+
+
+def phase_end(found: Round) -> int:
+    """Return when anyone may push a round on, in seconds since 1970; 0: it is settled.
+
+    Drawing may end before: see `lots_awaited`.
+    """
+    if found.state is RoundState.SETTLED:
+        return 0
+    ends = {
+        RoundState.OPEN: found.deadline,
+        RoundState.VERIFYING: found.verdict_deadline,
+        RoundState.DRAWING: found.audit_deadline,
+        RoundState.AUDITING: found.audit_deadline,
+    }
+    return ends.get(found.state, found.sum_deadline)
+
+
+def lots_awaited(found: Round) -> tuple[str, ...]:
+    """Return the validators that have committed to a lot and not revealed it yet."""
+    return tuple(
+        validator
+        for validator, lot in zip(found.validators, found.lots, strict=False)
+        if any(lot.commitment) and not any(lot.value)
+    )
+
+
+def is_overdue(found: Round, time_now: int) -> bool:
+    """Whether the contract lets anyone push a closed round on at `time_now`, the chain's time."""
+    is_drawable = found.state is RoundState.DRAWING and not lots_awaited(found)
+    return is_drawable or time_now >= phase_end(found)
+
+
+def push_on(
+    contract: FedLearning,
+    task: str,
+    version: int,
+    actor: str,
+    send: Callable[[Action], object],
+) -> bool:
+    """Push a round on by one transaction; around devices that cannot be paid, by as few as need be.
+
+    A payment runs the device's own account's code. If that refuses the money, the transaction of
+    all members with it is refused as well. So a portion that fails is halved, down to the one
+    device, which is left out: its upload is refunded once the contract allows that.
+
+    Parameters
+    ----------
+    contract : FedLearning
+    task : str
+    version : int
+    actor : str
+        Who signs.
+    send : callable
+        Signs and sends an action.
+
+    Returns
+    -------
+    bool
+        Whether any transaction went through.
+
+    Raises
+    ------
+    RoundClosedError, StaleVersionError, AlreadyDoneError
+        Somebody else moved the round on.
+    NodeError
+        No node answers.
+    """
+    try:
+        send(contract.push(task, actor, version, MEMBERS_PER_PUSH))
+        return True
+    except _MOVED_ON:
+        raise
+    except (ContractError, NodeAnswerError):
+        names = [row.account for row in contract.members(task)]
+    names.sort(key=name_to_int)
+    portions = [names[at : at + MEMBERS_PER_PUSH] for at in range(0, len(names), MEMBERS_PER_PUSH)]
+    return sum(_push_portion(contract, task, version, actor, send, one) for one in portions) > 0
+
+
+def _push_portion(
+    contract: FedLearning,
+    task: str,
+    version: int,
+    actor: str,
+    send: Callable[[Action], object],
+    names: Sequence[str],
+) -> bool:
+    try:
+        send(contract.push(task, actor, version, len(names), start=names[0]))
+        return True
+    except _MOVED_ON:
+        raise
+    except (ContractError, NodeAnswerError):
+        if len(names) == 1:
+            return False
+    half = len(names) // 2
+    parts = (names[:half], names[half:])
+    return sum(_push_portion(contract, task, version, actor, send, part) for part in parts) > 0

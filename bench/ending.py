@@ -32,4 +32,5 @@ def run_child(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def _stop(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not stop the tidying up
     raise SystemExit(128 + number)

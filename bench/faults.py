@@ -29,6 +29,7 @@ opened another round.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import mmap
@@ -274,24 +275,30 @@ class Scene:
         self.tally = Tally()
         http, p2p, kubo = _free_ports(3)
         self.network = Network(home / "net", http_port=http, p2p_port=p2p, kubo_port=kubo)
-        info = self.network.up(producers=producers, validators=VALIDATORS)
-        self.info = info
+        self._open = contextlib.ExitStack()  # what `close` closes, the last first
+
+    def begin(self) -> None:
+        """Bring the network up and start everybody; `close` is due whatever comes of it."""
+        self._open.callback(self.network.down, wipe=True)
+        info = self.network.up(producers=self.producers, validators=VALIDATORS)
+        self.network.create_accounts(DEVICES)
         self.chain = ChainClient(list(info.chain_urls))
         self.contract = FedLearning(self.chain)
-        self.network.create_accounts(DEVICES)
         self.info = self.network.info()
         self.proxy = proxies.Proxy(info.chain_urls[0])
+        self._open.callback(self.proxy.close)
         self.owner = self._owner()
-        self.devices = {name: self._device(name) for name in DEVICES}
+        self._open.callback(self.owner.kill)
+        self.devices = {}
+        for name in DEVICES:
+            self.devices[name] = self._device(name)
+            self._open.callback(self.devices[name].kill)
         self.progress = Progress(ChainClient(list(info.chain_urls)))
+        self._open.callback(self.progress.close)
 
     def close(self) -> None:
         """End everything and take it away."""
-        self.progress.close()
-        for party in (self.owner, *self.devices.values()):
-            party.kill()
-        self.proxy.close()
-        self.network.down(wipe=True)
+        self._open.close()
 
     # ---- the parties ------------------------------------------------------------------------
 
@@ -634,6 +641,7 @@ def run_one(producers: int, kills: int, faults: Sequence[str], seed: int, say: A
     scene = Scene(home, producers, seed, say)
     try:
         try:
+            scene.begin()
             scene.run(kills, faults)
         except StuckError as error:
             scene.tally.notes.append(str(error))

@@ -55,6 +55,7 @@ from gradledger.store import Store
 
 if TYPE_CHECKING:
     from gradledger.models import FloatArray, IntArray, Model
+    from gradledger.target import Target
 
 __all__ = ["Device", "Terms"]
 
@@ -85,7 +86,7 @@ class Terms:
     ----------
     task, owner, description : str
     classes : tuple of str
-        Names of the classes, in the order of their bits.
+        Names of the classes, in the order of their bits; of the strata, if `target` is there.
     mode : Mode
         `PAILLIER`: nobody sees a single update; `SEALED`: owner and validators do.
     validators : tuple of str
@@ -116,6 +117,9 @@ class Terms:
         Over all rounds, to who sees only sums, if `sum_min` - 1 of the others in them are honest.
         None in `SEALED` mode, and where the error of the noisy update goes on chain for everybody
         to see: then `epsilon` holds and no less.
+    target : Target or None
+        The number that the model learns. `target.strata_of(y)` is what to `join` with. None: the
+        model learns classes.
     """
 
     task: str
@@ -138,6 +142,7 @@ class Terms:
     delta: float | None = None
     epsilon_round: float | None = None
     epsilon_sum: float | None = None
+    target: Target | None = None
 
     def __str__(self) -> str:
         seen = "the owner and the validators"
@@ -147,7 +152,8 @@ class Terms:
         judges += ", ".join(self.validators) or "nobody yet"
         lines = [
             f"task {self.task} of {self.owner}: {self.description}",
-            f"  classes     {', '.join(self.classes)}",
+            f"  {'strata ' if self.target else 'classes'}     {', '.join(self.classes)}",
+            *self._error_lines(),
             f"  model       {self.parameters} parameters",
             f"  your update is readable for {seen}",
             f"  judged by   {judges}; more than two thirds decide",
@@ -162,6 +168,12 @@ class Terms:
             rule = _RULES[self.rule].format(tau=self.tau_e6 / 1e6)
             lines += [f"  price now   {self.price} an example", f"  rule now    {rule}"]
         return "\n".join(lines)
+
+    def _error_lines(self) -> list[str]:
+        if self.target is None:
+            return []
+        scale = f"{self.target.scale:g} {self.target.unit}".rstrip()
+        return [f"  error       how far off the model is, as a share of {scale}, at most 1"]
 
     def _privacy_lines(self, privacy: Privacy) -> list[str]:
         lines = [
@@ -343,6 +355,7 @@ class Device:
                 if privacy and terms.mode is Mode.PAILLIER and not privacy.update_error
                 else None
             ),
+            target=card.target,
         )
 
     def join(
@@ -359,7 +372,8 @@ class Device:
         Parameters
         ----------
         classes : iterable of int or str
-            Numbers or names of classes, at least one.
+            Numbers or names of classes, at least one; of a regression those of strata, such as
+            `terms().target.strata_of(y)`.
         epsilon_max : float, optional
             Join only if the task has differential privacy with at most this `Terms.epsilon`.
         timeout_sec : float
@@ -380,7 +394,7 @@ class Device:
         card = self.card(task)
         if epsilon_max is not None:
             _check_bound(card.privacy, epsilon_max)
-        bits = self._class_bits(classes, card.classes)
+        bits = self._class_bits(classes, card)
         member = self._member()
         public = envelope.public_key_of(self.key.encryption_key())
         if member.joined and (member.enc_key, member.classes) == (public, bits):
@@ -388,16 +402,19 @@ class Device:
         action = self.contract.join(self.task, self.account, public, bits)
         self.chain.wait_irreversible(self.push(action), timeout_sec=timeout_sec)
 
-    def _class_bits(self, classes: Iterable[int | str], names: Sequence[str]) -> int:
-        bits = 0
+    def _class_bits(self, classes: Iterable[int | str], card: cards.TaskCard) -> int:
+        names, bits = card.classes, 0
+        one_of, all_of = ("class", "classes") if card.target is None else ("stratum", "strata")
         for one in classes:
             place = names.index(one) if one in names else one
             if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < len(names):
                 known = ", ".join(names)
-                raise ConfigError(f"classes of task {self.task}: {known} expected, got {one!r:.40}")
+                raise ConfigError(
+                    f"{all_of} of task {self.task}: {known} expected, got {one!r:.40}"
+                )
             bits |= 1 << place
         if not bits:
-            raise ConfigError("join: at least one class expected")
+            raise ConfigError(f"join: at least one {one_of} expected")
         return bits
 
     # ---- rounds -----------------------------------------------------------------------------
@@ -589,12 +606,13 @@ class Device:
                 f"the model of round {row.version} is not sealed to {self.account}, which joined "
                 "after it was published"
             ) from error
-        model = Model.from_bytes(payload, architecture=self.card(task).architecture)
+        card = self.card(task)
+        model = Model.from_bytes(payload, architecture=card.architecture, target=card.target)
         if model.parameters != task.terms.parameters:
             raise ModelError(
                 f"a model of {task.terms.parameters} parameters expected, got {model.parameters}"
             )
-        _check_spent(self.card(task).privacy, row.version, read_metadata(payload))
+        _check_spent(card.privacy, row.version, read_metadata(payload))
         return model
 
     def _validation_set(self, task: Task, member: Member) -> tuple[FloatArray, IntArray]:

@@ -1,6 +1,6 @@
 """A receipt: one upload of a settled round, and the path from it to the root that is on chain.
 
-The file is checked without any network (docs/protocol.md, section 9). What it cannot show by
+The file is checked without any network (docs/protocol.md, section 10). What it cannot show by
 itself, that the chain has its root, `verify_on_chain` asks a node.
 """
 

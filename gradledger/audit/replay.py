@@ -197,6 +197,7 @@ class TaskReplay:
         self._expected: list[tuple[str, str, bytes]] = []  # what the contract must have sent
         self._paid: list[Payment] = []
         self._step: Step | None = None
+        self._acting = ""  # the action of the step that is looked at
 
     # ---- one transaction --------------------------------------------------------------------
 
@@ -213,12 +214,14 @@ class TaskReplay:
             return []
         self.transactions += 1
         for one in step.inputs:
+            self._acting = one.name
             if (one.account, one.name) == (self.terms.get("token_contract", ""), "transfer"):
                 self._transfer(one)
             elif one.account == self.contract:
                 self._act(one)
             else:
                 self._fail("a transfer before the task was made")
+        self._acting = ""
         if step.effects is not None:
             self._compare_effects(step.effects)
         self.payments += len(self._paid)
@@ -793,7 +796,8 @@ class TaskReplay:
 
     def _fail(self, text: str) -> NoReturn:
         assert self._step is not None
-        names = " and ".join(dict.fromkeys(one.name for one in self._step.inputs)) or "it"
+        all_names = dict.fromkeys(one.name for one in self._step.inputs)
+        names = self._acting or " and ".join(all_names) or "it"
         raise UnexplainedError(
             f"block {self._step.block}, transaction {self._step.trx} ({names}): {text}"
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from audit_scene import Bought, Played, buy, play
+from audited_round import AuditedRound, play_audited
 from device_scene import Scene
 
 from gradledger.chain.client import ChainClient
@@ -48,6 +49,12 @@ def make_scene(
 def played(make_scene: Callable[..., Scene]) -> Played:
     """Two settled rounds: accepted, refused and silent uploads, a payment each, a withdrawal."""
     return play(make_scene())
+
+
+@pytest.fixture(scope="session")
+def audited_round(make_scene: Callable[..., Scene]) -> AuditedRound:
+    """A settled round in which every thing happened that lots and hidden CIDs bring about."""
+    return play_audited(make_scene(devices_count=6, silence=Silence.REFUND, is_created=False))
 
 
 @pytest.fixture(scope="session")

@@ -21,9 +21,9 @@ from gradledger.envelope import HEADER_BYTES, READER_BYTES, TAG_BYTES, Header, K
 from gradledger.errors import CodecError, EnvelopeError, NotAReaderError
 from gradledger.opening import opening_bytes, split_opening
 from gradledger.paillier import PaillierPublicKey
-from producer_validation.checks import VALIDATORS_MAX, Refusal
+from producer_validation.checks import VALIDATORS_MAX, Measure, Refusal, check_payload
 
-__all__ = ["check_opening", "open_opening", "opening_bytes_max"]
+__all__ = ["check_opening", "judge_opening", "open_opening", "opening_bytes_max"]
 
 
 def opening_bytes_max(codec: Codec) -> int:
@@ -165,6 +165,33 @@ def check_opening(
     if len(ciphertexts) != start:
         return _refusal(f"expected {start} bytes of ciphertexts, the upload has {len(ciphertexts)}")
     return codes
+
+
+def judge_opening(
+    payload: bytes, ciphertexts: bytes, codec: Codec, key: PaillierPublicKey, measure: Measure
+) -> Refusal | None:
+    """Check an opened update as `check_opening`, then measure it as an update in sealed mode.
+
+    Parameters
+    ----------
+    payload, ciphertexts, codec, key
+        As `check_opening`.
+    measure : Measure
+        What to measure with.
+
+    Returns
+    -------
+    Refusal or None
+
+    Raises
+    ------
+    MaterialError
+        The model and the validation set do not fit together.
+    """
+    codes = check_opening(payload, ciphertexts, codec, key)
+    if isinstance(codes, Refusal):
+        return codes
+    return check_payload(codec.to_bytes(codes), codec, None, measure)
 
 
 def _first_difference(block: bytes, found: bytes, start: int, width: int) -> str:

@@ -55,7 +55,7 @@ from gradledger.models import Model
 from gradledger.paillier import PaillierPublicKey, sum_payload
 from gradledger.phases import lots_awaited, phase_end, push_on
 from gradledger.store import Store
-from producer_validation import checks
+from producer_validation import checks, openings
 from producer_validation.checks import Known, MaterialError, Measure, Opened, Refusal
 from producer_validation.executors import InlineExecutor, Job, StoppedError, Work
 from producer_validation.fetching import CACHE_BYTES_DEFAULT, BlobSource, Fetcher
@@ -159,7 +159,7 @@ class _RoundWork:
 
     version: int
     results: dict[bytes, _Result] = field(default_factory=dict)  # by upload hash
-    audits: dict[bytes, Refusal | None] = field(default_factory=dict)  # by upload hash
+    audits: dict[bytes, _Result] = field(default_factory=dict)  # by upload hash
     pauses: dict[bytes, _Pause] = field(default_factory=dict)  # by upload hash
     logged: set[tuple[str, str]] = field(default_factory=set)
     model: Model | None = None
@@ -923,6 +923,73 @@ class _Audit(_Pass):
     """As `_Pass`, on the uploads that the lots have drawn and their devices have opened."""
 
     is_audit = True
+
+    def __init__(
+        self,
+        validator: Validator,
+        task: Task,
+        round_: Round,
+        work: _RoundWork,
+        material: _Material,
+        time_now: int,
+    ) -> None:
+        super().__init__(validator, task, round_, work, material, time_now)
+        self._results = work.audits
+        self._opening_bytes_max = openings.opening_bytes_max(material.codec)
+
+    def _is_due(self, row: Member) -> bool:
+        return row.upload_state is UploadState.DRAWN and bool(row.opening_cid)
+
+    def _learn(self, report: StepReport) -> None:
+        """Copies were told before: these uploads are accepted."""
+
+    def _blobs(self, row: Member, is_decided: bool) -> list[tuple[str, int]]:
+        wanted = [
+            (row.upload_cid, self._material.bytes_max),
+            (row.opening_cid, self._opening_bytes_max),
+            (row.set_cid, SET_BYTES_MAX),
+        ]
+        return [one for one in wanted if one[0]]
+
+    def _begin(
+        self, row: Member, is_decided: bool
+    ) -> _Result | tuple[bytes, Job[Refusal | None]] | None:
+        key, opened = self._material.key, self._open(row)
+        assert key is not None  # only tasks in paillier mode have lots
+        blob = self._v._fetcher.blob(row.opening_cid)
+        opening: bytes | Refusal | None
+        if blob is None:
+            opening = self._missing(row, row.opening_cid)
+        else:
+            opening = openings.open_opening(
+                blob,
+                task=self._task,
+                version=self._round.version,
+                member=row,
+                account=self._v.account,
+                secret=self._v._secret,
+            )
+        for one in (opened, opening):
+            if isinstance(one, Refusal):
+                return _Result(one, b"")
+        if not isinstance(opened, Opened) or not isinstance(opening, bytes):
+            return None
+        job = self._v._work.submit(
+            openings.judge_opening,
+            opening,
+            opened.payload,
+            self._material.codec,
+            key,
+            self._measure(row),
+        )
+        return b"", job
+
+    def _is_late(self) -> bool:
+        round_ = self._round
+        return self._time_now >= round_.audit_deadline + PATIENCE_SHARE * round_.audit_sec
+
+    def _refusal(self, row: Member) -> Refusal | None:
+        return self._results[row.upload_hash].refusal
 
     def _attestation(self, verdicts: Sequence[Verdict]) -> Action:
         make, account = self._v.contract, self._v.account

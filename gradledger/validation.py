@@ -21,7 +21,8 @@ from gradledger.merkle import root_of_shared
 
 if TYPE_CHECKING:
     from gradledger.chain.contract import FedLearning, Round
-    from gradledger.models import FloatArray, IntArray
+    from gradledger.models import FloatArray
+    from gradledger.target import Target
 
 __all__ = [
     "SALT_BYTES",
@@ -296,7 +297,9 @@ def dump_issued_set(
     return dump_arrays(arrays, {})
 
 
-def read_issued_set(data: bytes, draw: Draw | None) -> tuple[FloatArray, IntArray]:
+def read_issued_set(
+    data: bytes, draw: Draw | None, target: Target | None = None
+) -> tuple[FloatArray, Any]:
     """Read a validation set; where points are committed, check that it is the one drawn.
 
     Parameters
@@ -305,6 +308,8 @@ def read_issued_set(data: bytes, draw: Draw | None) -> tuple[FloatArray, IntArra
         The opened payload.
     draw : Draw or None
         None: the task commits to no points, so that the set holds `x` and `y` alone.
+    target : Target or None
+        The card's: where the task learns a number.
 
     Returns
     -------
@@ -322,7 +327,7 @@ def read_issued_set(data: bytes, draw: Draw | None) -> tuple[FloatArray, IntArra
     from gradledger.models import check_points, load_arrays, load_validation_set
 
     if draw is None:
-        return load_validation_set(data)
+        return load_validation_set(data, regression=target is not None)
     arrays, _ = load_arrays(data)
     wanted = {"x", "y", "salts", "leaves"}
     if set(arrays) - {"nodes"} != wanted:
@@ -332,8 +337,9 @@ def read_issued_set(data: bytes, draw: Draw | None) -> tuple[FloatArray, IntArra
             f"points, got {found:.200}"
         )
     x, y, leaves = arrays["x"], arrays["y"], arrays["leaves"]
-    if x.dtype != "<f4" or y.dtype not in ("<i8", "<f4") or leaves.dtype != "<i8":
-        raise ModelError("x float32, y int64 or float32, leaves int64 expected")
+    wanted_y = "int64" if target is None else "float32"
+    if x.dtype != "<f4" or y.dtype != wanted_y or leaves.dtype != "<i8":
+        raise ModelError(f"x float32, y {wanted_y}, leaves int64 expected")
     check_points(x, y)
     salts = _rows_of("salts", arrays["salts"], SALT_BYTES)
     nodes = _rows_of("nodes", arrays["nodes"], HASH_BYTES) if "nodes" in arrays else []
@@ -341,6 +347,7 @@ def read_issued_set(data: bytes, draw: Draw | None) -> tuple[FloatArray, IntArra
         raise ModelError(f"{len(y)} leaves and salts expected, one for each point")
     _check_draw(leaves.tolist(), draw)
     _check_root(x, y, salts, nodes, draw)
+    _check_strata(y.tolist() if target is None else target.stratum_of(y).tolist(), draw)
     return x, y
 
 
@@ -376,12 +383,14 @@ def _check_root(x: Any, y: Any, salts: Sequence[bytes], nodes: Sequence[bytes], 
         raise ValidationSetError(
             f"{draw}: expected points of the committed root {commitment.root.hex()}, got {got}"
         )
-    if y.dtype == "<i8":
-        for leaf, stratum, label in zip(leaves, strata, y.tolist(), strict=True):
-            if label != stratum:
-                raise ValidationSetError(
-                    f"point {leaf}: expected the label {stratum} in class {stratum}, got {label}"
-                )
+
+
+def _check_strata(found: list[int], draw: Draw) -> None:
+    """Refuse points that the owner committed to under another class, or stratum, than theirs."""
+    for leaf, got in zip(draw.leaves, found, strict=True):
+        expected = draw.commitment.class_of(leaf)
+        if got != expected:
+            raise ValidationSetError(f"point {leaf}: expected one of class {expected}, got {got}")
 
 
 def _as_rows(texts: Sequence[bytes], width: int) -> Any:

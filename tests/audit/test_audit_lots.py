@@ -222,7 +222,7 @@ def lies(played: AuditedRound) -> dict[str, tuple[Edit, str]]:
             "table rounds, round 1, root: the blocks give",
         ),
         "no verdict in an audit": (drop("attestaudit"), ""),
-        "pushes left out": (drop("push"), "it was verifying"),
+        "pushes left out": (drop("push"), "round 1 was drawing, expected auditing"),
     }
 
 

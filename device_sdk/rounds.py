@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,23 +12,21 @@ from datetime import datetime, timezone
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex
 
-from device_sdk.receipts import Receipt
+from device_sdk.receipts import ENVELOPE, OPENING, Receipt
 from gradledger import card as cards
 from gradledger import envelope
 from gradledger.chain.contract import ERROR_SCALE, Mode, Rule, Task
 from gradledger.chain.contract import Round as RoundRow
 from gradledger.chain.names import Asset
-from gradledger.chain.transaction import Action
 from gradledger.cid import cid_v0
 from gradledger.errors import (
     AlreadyDoneError,
     ConfigError,
-    EnvelopeError,
     NodeError,
     PrivacyError,
     error_from_check,
 )
-from gradledger.outbox import Entry, Outbox, State
+from gradledger.outbox import Entry, State
 
 if TYPE_CHECKING:
     from device_sdk.device import Device
@@ -69,6 +68,7 @@ class Update:
     errors: tuple[int, ...]
     examples: int
     _blob: bytes | None = field(default=None, repr=False)
+    _opening: bytes = field(default=b"", repr=False)  # what an audit asks for; as secret as `delta`
     _is_protected: bool = field(default=False, repr=False)
 
 
@@ -85,6 +85,9 @@ class Round:
     rule : Rule
     tau_e6 : int
         Threshold of the rule, 1e-6 units.
+    reveal_sec : int
+        More than 0: so long after the round was closed the device has time to reveal where the
+        update lies, which `Receipt.wait` does; 0: the upload says it.
     recipe : TrainingRecipe
         How the owner wants the training done; the helpers follow it.
     """
@@ -105,6 +108,7 @@ class Round:
         self.price = Asset(row.price, task.terms.token_symbol)
         self.rule: Rule = row.rule
         self.tau_e6 = row.tau
+        self.reveal_sec = row.reveal_sec
         training = row.training
         self.recipe: TrainingRecipe = TrainingRecipe(
             version=row.version,
@@ -118,7 +122,7 @@ class Round:
         self._device = device
         self._task = task
         self._card = card
-        self._validators = row.validators
+        self._row = row
         self._content: tuple[Model, tuple[FloatArray, IntArray]] | None = (model, validation)
 
     def __repr__(self) -> str:
@@ -184,8 +188,9 @@ class Round:
 
         Notes
         -----
-        In `sealed` mode the validators measure the error again, on the update as it arrives: so the
-        last error is measured here on the clipped and quantised update.
+        In `sealed` mode, and in an audit, the validators measure the errors again, of the received
+        model and of the update as it arrives: so the first error is measured here again, and the
+        last on the clipped and quantised update; under the rule gain the last but one as well.
 
         Under differential privacy the errors go on chain and must tell no more than the update
         does: those that `fit` measured are dropped. The first is that of the received model, the
@@ -206,10 +211,12 @@ class Round:
         if self._card.privacy is not None:
             return self._protect(self._card.privacy, trained, examples)
         delta = trained.vector - model.vector
-        if terms.mode is Mode.SEALED:
+        if terms.mode is Mode.SEALED or terms.lot_e6:
             codec = cards.task_codec(self._task)
             arrived = self._arrived(codec.dequantise(codec.quantise(delta)))
-            errors[-1] = arrived.error_micro(*validation)
+            errors[0] = self.recipe.measure(model, validation)
+            ending = self._ending(arrived)[-len(errors) :]
+            errors[-len(ending) :] = ending
         return Update(self.version, delta, tuple(errors), examples)
 
     def _protect(self, privacy: Privacy, trained: Model, examples: int) -> Update:
@@ -221,9 +228,7 @@ class Round:
         delta = codec.dequantise(codec.quantise(privacy.protect(difference)))
         errors = [self.recipe.measure(model, validation)]
         if privacy.update_error:
-            arrived = self._arrived(delta)
-            errors += [self.recipe.measure(arrived, validation)]
-            errors += self.recipe.closing(arrived, validation)
+            errors += self._ending(self._arrived(delta))
             errors = errors[-self._task.terms.errors_max :]
         return Update(self.version, delta, tuple(errors), examples, _is_protected=True)
 
@@ -231,11 +236,18 @@ class Round:
         """Return the received model plus an update as others will have it."""
         return self.model.with_vector(self.model.vector + delta)
 
+    def _ending(self, arrived: Model) -> list[int]:
+        """Return the end of the series: what is measured of the trained model."""
+        validation = self.validation
+        error = self.recipe.measure(arrived, validation)
+        return [error, *self.recipe.closing(arrived, validation)]
+
     def upload(self, update: Update) -> Receipt:
         """Encrypt, seal, store and record an update.
 
         May be repeated with the same update after an error: it is recorded once. It is sent for the
         round in which it was trained; the chain alone decides whether that round still takes it.
+        In a round with `reveal_sec` the update stays here, until the round is closed.
 
         Parameters
         ----------
@@ -265,27 +277,8 @@ class Round:
             The outbox cannot be written, for instance since the disk is full: nothing was sent.
         """
         if update._blob is None:
-            update._blob = self.seal(update)
-        device, blob = self._device, update._blob
-        digest = hashlib.sha256(blob).digest()
-        amount = Asset(update.examples * self.price.amount, self.price.symbol)
-        action = device.contract.fedlearning(
-            device.task,
-            device.account,
-            update.version,
-            digest,
-            cid_v0(blob),
-            update.examples,
-            update.errors,
-        )
-        delivery = None
-        if device.outbox is None:
-            device.store.put(blob)
-        else:
-            delivery = device.delivery(self._written_down(device.outbox, update, action, amount))
-        receipt = Receipt(
-            device, update.version, digest, amount, len(self._validators), action, delivery
-        )
+            update._blob, update._opening = self._seal(update)
+        receipt = self._device.receipt(self._written_down(update, update._blob))
         for left in reversed(range(UPLOAD_TRIES_MAX)):
             try:
                 receipt.send()
@@ -296,14 +289,13 @@ class Round:
                 time.sleep(RETRY_SEC)
         return receipt
 
-    def _written_down(self, outbox: Outbox, update: Update, action: Action, amount: Asset) -> Entry:
+    def _written_down(self, update: Update, blob: bytes) -> Entry:
         """Return the update's entry in the outbox, made where there is none."""
-        assert update._blob is not None
-        digest = hashlib.sha256(update._blob).hexdigest()
-        for entry in outbox.entries():
-            if entry.details["version"] != update.version:
+        device, digest = self._device, hashlib.sha256(blob)
+        for entry in device.box.entries():
+            if entry.details["version"] != update.version or "hash" not in entry.details:
                 continue
-            if entry.details["hash"] == digest:
+            if entry.details["hash"] == digest.hexdigest():
                 if entry.state is State.ABANDONED:
                     raise error_from_check(entry.reason)
                 return entry
@@ -312,19 +304,34 @@ class Round:
                     "second_upload",
                     f"the outbox has another update for round {update.version}: resume that one",
                 )
-        return outbox.add(
-            f"the upload of {self._device.account} for round {update.version}",
+        keep = {ENVELOPE: blob} if self.reveal_sec else {}
+        if self._task.terms.lot_e6:
+            keep[OPENING] = update._opening
+        amount = Asset(update.examples * self.price.amount, self.price.symbol)
+        action = device.contract.fedlearning(
+            device.task,
+            device.account,
+            update.version,
+            digest.digest(),
+            "" if self.reveal_sec else cid_v0(blob),
+            update.examples,
+            update.errors,
+        )
+        return device.box.add(
+            f"the upload of {device.account} for round {update.version}",
             [action],
             give_up_at=self.deadline + GRACE_SEC,
-            blob=update._blob,
+            blob=b"" if self.reveal_sec else blob,
+            keep=keep,
             details={
                 "version": update.version,
-                "hash": digest,
+                "hash": digest.hexdigest(),
                 "amount": amount.amount,
                 "symbol": str(amount.symbol),
-                "validators": len(self._validators),
+                "validators": len(self._row.validators),
                 "examples": update.examples,
                 "errors": list(update.errors),
+                "lots": bool(self._task.terms.lot_e6),
             },
         )
 
@@ -334,7 +341,8 @@ class Round:
         Returns
         -------
         bytes
-            The envelope that `upload` stores and records; for devices that do this themselves.
+            The envelope that `upload` stores and records; for devices that do this themselves. In a
+            task with audits it cannot be opened afterwards: its seed is not kept.
 
         Raises
         ------
@@ -342,12 +350,20 @@ class Round:
             The task has differential privacy, and the update does not come from `train`.
         MasksShortError
             Fewer masks are ready than the update takes: see `Device.make_masks`.
+        ConfigError
+            The task audits, and the device's `Encryption` cannot be repeated from a seed.
         """
+        return self._seal(update)[0]
+
+    def _seal(self, update: Update) -> tuple[bytes, bytes]:
+        """Return the envelope, and the opening for an audit; b"" where the task has none."""
         device, terms = self._device, self._task.terms
         if self._card.privacy is not None and not update._is_protected:
             raise PrivacyError("expected an update made by `train`, which adds the task's noise")
         codec = cards.task_codec(self._task)
+        codes = codec.quantise(update.delta)
         header: dict[str, Any] = {}
+        opening = b""
         if terms.mode is Mode.PAILLIER:
             key = self._card.public_key()  # `Device.card` has checked its hash
             header = {
@@ -355,11 +371,17 @@ class Round:
                 "slot_bits": terms.slot_bits,
                 "key_hash": key.key_hash,
             }
-            payload = key.encrypt(update.delta, codec, **device.encryption.options(key))
+            seed = None
+            if terms.lot_e6:
+                from gradledger.opening import pack_opening
+
+                seed = secrets.token_bytes(envelope.OPENING_SEED_BYTES)
+                opening = pack_opening(seed, codes, codec)
+            payload = key.encrypt(codes, codec, **device.encryption.options(key, seed))
         else:
             header = {"codec": envelope.PayloadCodec.QUANTISED}
-            payload = codec.to_bytes(codec.quantise(update.delta))
-        return envelope.seal(
+            payload = codec.to_bytes(codes)
+        blob = envelope.seal(
             envelope.Header(
                 kind=envelope.Kind.UPDATE,
                 task=device.task,
@@ -373,17 +395,11 @@ class Round:
             payload,
             self._readers(),
         )
+        return blob, opening
 
     def _readers(self) -> dict[str, bytes]:
         """Return the X25519 keys of the round's validators and, in sealed mode, of the owner."""
-        device = self._device
-        readers: dict[str, bytes] = {}
-        for account in self._validators:
-            member = device.contract.member(device.task, account)
-            if member is not None and member.joined and envelope.can_seal_to(member.enc_key):
-                readers[account] = member.enc_key
-        if not readers:
-            raise EnvelopeError(f"no validator of round {self.version} can be sealed to")
+        readers = self._device.readers(self._row)
         if self._task.terms.mode is Mode.SEALED:
             readers[self._task.owner] = self._card.owner_enc_key
         return readers

@@ -96,7 +96,7 @@ def test_a_device_killed_before_and_after_each_step_goes_on(
                 return round_.upload(round_.train(shift, examples=60))
         if point == "finish:after":
             assert found == [] and [entry.state for entry in before] == [State.DONE]
-            return Receipt.resumed(device, device.delivery(before[0]))
+            return device.receipt(before[0])
         assert [entry.state for entry in before] == [State.PENDING], point
         (receipt,) = found
         assert isinstance(receipt, Receipt)
@@ -134,7 +134,7 @@ def test_devices_killed_at_random_points(scene: MakeScene, tmp_path: Path) -> No
             device.resume(timeout_sec=60)
         (entry,) = device.outbox.entries()
         assert entry.state is State.DONE
-        receipts[account] = Receipt.resumed(device, device.delivery(entry))
+        receipts[account] = device.receipt(entry)
     check_paid_once(s, receipts)
 
 

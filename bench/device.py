@@ -147,7 +147,7 @@ def open_round(network: Any, bits: int, layers: Sequence[int]) -> None:
     device.join(classes=range(layers[-1]))
     y = np.arange(20 * layers[-1]) % layers[-1]
     x = np.random.default_rng(0).random((len(y), layers[0]), dtype=np.float32)
-    owner.issue_validation_sets(1, ValidationData(x, y), per_class=20, seed=1)
+    owner.issue_validation_sets(1, ValidationData(x, y), per_class=20)
     model = owner.publish_model(Model.random_glorot(architecture, 1), 1)
     owner.open_round(
         1,

@@ -140,7 +140,7 @@ def conduct(spec: Spec) -> dict[str, Any]:
     cpu = time.process_time()
     clock = [time.perf_counter()]
     published = owner.publish_model(model, 1)
-    issued = owner.issue_validation_sets(1, data, per_class=2, seed=1)
+    issued = owner.issue_validation_sets(1, data, per_class=2)
     owner.open_round(
         1,
         round_terms(

@@ -33,8 +33,8 @@ A training, step by step:
   gradledger owner admit   --devices phone1,phone2,phone3 --validators val1,val2,val3,val4
   gradledger owner deposit "100.0000 TOK"
   gradledger owner publish --version 1 --plan plan.json
-  gradledger owner issue   --version 1 --validation points.npz --per-class 10
   gradledger owner open    --version 1 --plan plan.json
+  gradledger owner issue   --version 1 --validation points.npz
   gradledger owner close   --version 1
   gradledger owner aggregate --version 1
   gradledger owner settle  --version 1
@@ -104,7 +104,9 @@ def add_commands(subparsers: Any) -> None:
     )
     publish.add_argument("--plan", type=Path, metavar="FILE", help="draws T_0 where there is none")
 
-    issue = _command(commands, "issue", _issue, "give each device its validation set")
+    issue = _command(
+        commands, "issue", _issue, "give each device its validation set, drawn by the open round"
+    )
     _add_version(issue)
     issue.add_argument(
         "--validation",
@@ -113,7 +115,9 @@ def add_commands(subparsers: Any) -> None:
         metavar="FILE",
         help=".npz or safetensors, x and y",
     )
-    issue.add_argument("--per-class", type=int, default=10, metavar="M", help="default 10")
+    issue.add_argument(
+        "--per-class", type=int, metavar="M", help="where the task does not commit to its points"
+    )
 
     opening = _command(commands, "open", _open, "open a round with the model published for it")
     _add_version(opening)
@@ -287,13 +291,17 @@ def _key(args: argparse.Namespace) -> None:
 
 
 def _create(args: argparse.Namespace) -> None:
+    from owner.plan import load_data, load_plan
     from owner.run import create_task
+    from owner.validation_sets import ValidationData
 
     owner, state = _connect(args)
-    plan = _plan_of(args)
-    assert plan is not None
+    plan, files = load_plan(args.plan)
+    points = None
+    if plan.committed_sets and "validation" in files:
+        points = ValidationData(*load_data(files["validation"]))
     with state.locked():
-        task = create_task(owner, plan)
+        task = create_task(owner, plan, validation=points)
     _say(args, f"task {task.id} is there; its card: {task.terms.card_cid}", task=task.id)
 
 
@@ -357,9 +365,7 @@ def _issue(args: argparse.Namespace) -> None:
     owner, state = _connect(args)
     data = ValidationData(*load_data(args.validation))
     with state.locked():
-        issued = owner.issue_validation_sets(
-            args.version, data, per_class=args.per_class, seed=state.set_seed()
-        )
+        issued = owner.issue_validation_sets(args.version, data, per_class=args.per_class)
     text = ", ".join(issued) or "nobody: all joined devices have theirs"
     _say(args, f"validation sets for round {args.version}: {text}", devices=issued)
 

@@ -53,14 +53,16 @@ from gradledger.errors import (
     StoreError,
     StoreUnavailableError,
     TransactionExpiredError,
+    ValidationSetError,
 )
 from gradledger.logs import say
 from gradledger.metrics import Metrics, OwnerMetrics
-from gradledger.models import Model, dump_validation_set
+from gradledger.models import Model
 from gradledger.outbox import Delivery, Entry, Outbox, State
 from gradledger.phases import is_overdue, push_on
 from gradledger.privacy import METADATA_KEY, Privacy
 from gradledger.store import Store
+from gradledger.validation import Commitment, draw_points, opening_id
 from owner.aggregation import (
     Aggregate,
     Expected,
@@ -73,7 +75,7 @@ from owner.aggregation import (
 )
 from owner.errors import SumUnusableError, WaitTimeoutError
 from owner.paillier_key import PaillierPrivateKey
-from owner.validation_sets import ValidationData, generator_for
+from owner.validation_sets import CommittedPoints, ValidationData
 
 __all__ = ["Owner", "Published"]
 
@@ -185,6 +187,7 @@ class Owner:
         self._secret = self._key.encryption_key()
         self.metrics = OwnerMetrics(metrics or Metrics(), task)
         self._card: TaskCard | None = None
+        self._told: set[tuple[int, str]] = set()  # version and device that gets no set
 
     def __repr__(self) -> str:
         return f"Owner({self.account!r}, task={self.task!r})"
@@ -199,6 +202,7 @@ class Owner:
         class_names: Sequence[str],
         description: str = "",
         privacy: Privacy | None = None,
+        validation: Commitment | None = None,
         wait: bool = True,
     ) -> Task:
         """Put the task card on IPFS and create the task.
@@ -214,6 +218,8 @@ class Owner:
             For whoever thinks about joining.
         privacy : Privacy, optional
             The noise that every device adds to its updates, see `Privacy.calibrate`.
+        validation : Commitment, optional
+            The validation points, from `CommittedPoints.commitment`; devices get no others then.
         wait : bool
             Wait until the new task is irreversible.
 
@@ -249,6 +255,7 @@ class Owner:
             owner_enc_key=envelope.public_key_of(self._secret),
             paillier_n=public.n if public else None,
             privacy=privacy,
+            validation=validation,
         ).to_bytes()
         cid = self.store.put(card)
         full = TaskTerms(
@@ -272,9 +279,13 @@ class Owner:
 
     def privacy(self, task: Task | None = None) -> Privacy | None:
         """Return the task's terms of differential privacy; None where it has none."""
+        return self.card(task).privacy
+
+    def card(self, task: Task | None = None) -> TaskCard:
+        """Return the task's card, fetched once."""
         if self._card is None:
             self._card = fetch_card(self.store, self._task() if task is None else task)
-        return self._card.privacy
+        return self._card
 
     def admit_devices(self, accounts: Iterable[str], *, wait: bool = True) -> list[str]:
         """Admit accounts as devices; returns those that were not members yet."""
@@ -431,26 +442,24 @@ class Owner:
         version: int,
         data: ValidationData,
         *,
-        per_class: int,
-        seed: int | None = None,
-        generator: np.random.Generator | None = None,
+        per_class: int | None = None,
         devices: Iterable[str] | None = None,
         wait: bool = True,
     ) -> list[str]:
         """Give each joined device points of the classes that it declared.
 
+        In a task that commits to its points the block that opened the round draws them: this waits
+        until that block is irreversible.
+
         Parameters
         ----------
         version : int
-            The next round, or the open one.
+            The open round; the next one as well, where nothing is committed.
         data : ValidationData
-            The owner's own points.
-        per_class : int
-            m, points of each class.
-        seed : int, optional
-            Each device's points follow from seed, version and account alone.
-        generator : numpy.random.Generator, optional
-            Draws the points instead, device after device. Exactly one of the two.
+            The owner's own points; those committed.
+        per_class : int, optional
+            m, points of each class, where nothing is committed. Each device's points follow from
+            the owner's key, version and account then.
         devices : iterable of str, optional
             Only these.
         wait : bool
@@ -460,9 +469,14 @@ class Owner:
         -------
         list of str
             Devices that got a set now; who has one for this round already keeps it.
+
+        Raises
+        ------
+        ConfigError
+            The points are not those that the task commits to.
+        RoundClosedError
+            The round is not open.
         """
-        if (seed is None) == (generator is None):
-            raise ConfigError("validation sets: expected either a seed or a generator")
         wanted = None if devices is None else set(devices)
         members = self.members()
         validators = [m for m in members if m.role == Role.VALIDATOR]
@@ -474,6 +488,9 @@ class Owner:
             and member.set_version != version
             and (wanted is None or member.account in wanted)
         ]
+        if not due:
+            return []
+        make_set = self._set_maker(version, data, per_class)
         header = envelope.Header(
             kind=envelope.Kind.VALIDATION_SET,
             codec=envelope.PayloadCodec.BYTES,
@@ -485,18 +502,17 @@ class Owner:
         shared = _readers(validators)
         actions: list[Action] = []
         for number, member in enumerate(due, 1):
-            draw = generator
-            if draw is None:
-                draw = generator_for(seed or 0, version, name_to_int(member.account))
-            points = None
+            payload = None
             if envelope.can_seal_to(member.enc_key):
                 try:
-                    points = data.sample(member.classes, per_class, draw)
-                except ConfigError as exc:
-                    self._warn("no_set", version, sender=member.account, reason=exc)
-            if points is not None:
+                    payload = make_set(member)
+                except ValidationSetError as exc:
+                    if (version, member.account) not in self._told:
+                        self._warn("no_set", version, sender=member.account, reason=exc)
+                    self._told.add((version, member.account))
+            if payload is not None:
                 readers = {**shared, member.account: bytes(member.enc_key)}
-                blob = envelope.seal(header, dump_validation_set(*points), readers)
+                blob = envelope.seal(header, payload, readers)
                 cid = self.store.put(blob)
                 digest = hashlib.sha256(blob).digest()
                 actions.append(
@@ -509,6 +525,81 @@ class Owner:
                 self._push(actions, wait=wait and number == len(due))
                 actions = []
         return issued
+
+    def committed(self, data: ValidationData, classes: int) -> CommittedPoints:
+        """Return validation points as this owner commits to them in this task.
+
+        Their salts follow from the account's key, as what opens the sums sealed to it does: a lost
+        state directory costs nothing.
+
+        Parameters
+        ----------
+        data : ValidationData
+        classes : int
+            That the task has.
+        """
+        return data.committed(task=self.task, classes=classes, secret=self._points_secret())
+
+    def _points_secret(self) -> bytes:
+        name = name_to_int(self.task).to_bytes(8, "little")
+        return hashlib.blake2b(
+            name, digest_size=32, key=self._secret, person=b"gradledger sets"
+        ).digest()
+
+    def _set_maker(
+        self, version: int, data: ValidationData, per_class: int | None
+    ) -> Callable[[Member], bytes]:
+        """Return what makes the payload of a device's set."""
+        card = self.card()
+        counts, seed = data.counts(len(card.classes)), self._points_secret()
+        dump: Callable[[Sequence[int]], bytes] = data.dump
+        commitment = card.validation
+        if commitment is not None:
+            points = self.committed(data, len(card.classes))
+            if (points.root, points.counts) != (commitment.root, commitment.counts):
+                raise ConfigError(
+                    f"task {self.task} commits to other validation points, or with another key: "
+                    f"expected the root {commitment.root.hex()}, got {points.root.hex()}"
+                )
+            if per_class not in (None, commitment.per_class):
+                raise ConfigError(
+                    f"per_class: the task commits to {commitment.per_class}, got {per_class}"
+                )
+            per_class, dump = commitment.per_class, points.dump
+            seed = bytes.fromhex(self._wait_opening(version))
+        elif per_class is None:
+            raise ConfigError("per_class: expected a number: the task commits to none")
+        size = per_class
+
+        def make(member: Member) -> bytes:
+            drawn = draw_points(
+                seed,
+                task=self.task,
+                version=version,
+                device=member.account,
+                classes=member.classes,
+                counts=counts,
+                per_class=size,
+            )
+            return dump(drawn)
+
+        return make
+
+    def _wait_opening(self, version: int) -> str:
+        """Return the id of the block that opened a round, once that is irreversible."""
+
+        def look() -> str | None:
+            try:
+                found = self.round(version)
+            except ConfigError:
+                raise RoundClosedError(
+                    "not_open",
+                    f"round {version} is not open: the block that opens it draws its sets",
+                ) from None
+            return opening_id(self.contract, self.task, found)
+
+        what = f"the opening of round {version} to be irreversible"
+        return str(self.chain.wait_until(look, timeout_sec=IRREVERSIBLE_SEC, what=what))
 
     def open_round(self, version: int, terms: RoundTerms, *, wait: bool = True) -> Round:
         """Open round `version`.

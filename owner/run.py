@@ -79,6 +79,8 @@ POLL_SEC = 0.15
 RETRY_SEC = 1.0
 TURNS_MAX = 1_000  # steps of one round, repetitions included
 PATIENCE_SEC = 120.0
+LATE_SEC = 2.0  # between two looks for devices that joined while the round is open,
+LATE_SHARE = 20  # and so many times what a look takes: it reads all members
 
 Points = tuple[npt.ArrayLike, npt.ArrayLike]
 
@@ -222,7 +224,7 @@ def run(
 _FIXED = (
     *("task", "architecture", "class_names", "description", "token_contract", "mode", "public"),
     *("silence", "validators_kind", "errors_max", "cost_max", "devices_max", "sum_min", "clip"),
-    *("initial", "initial_seed", "privacy", "lot", "bar_rounds"),
+    *("initial", "initial_seed", "privacy", "committed_sets", "lot", "bar_rounds"),
 )
 
 
@@ -264,7 +266,8 @@ class _Training:
     def _check_plan(self) -> None:
         now, before = self._plan.to_dict(), self._state.plan()
         if before is not None:
-            changed = [name for name in _FIXED if before.get(name) != now[name]]
+            fixed = [*_FIXED, "points_per_class"] if self._plan.committed_sets else _FIXED
+            changed = [name for name in fixed if before.get(name) != now[name]]
             if changed:
                 raise ConfigError(
                     f"{self._state.path}: this training was started with another "
@@ -282,7 +285,7 @@ class _Training:
         return self._initial
 
     def _create(self) -> None:
-        create_task(self._owner, self._plan, wait=False)
+        create_task(self._owner, self._plan, validation=self._validation, wait=False)
 
     def _admit(self) -> None:
         self._owner.admit_devices(self._plan.devices, wait=False)
@@ -369,14 +372,18 @@ class _Training:
         return None
 
     def _open(self, version: int) -> None:
-        """Publish, issue, open: each in an order that a device finds all it needs in the round."""
+        """Publish, issue, open, so that a device finds all it needs in the round.
+
+        Committed points are issued when the round is open: the block that opens it draws them.
+        """
         if version > 1:
             self._aggregate(version - 1)
         model = self._state.model(version - 1)
         if model is None:
             raise ConfigError(f"{self._state.path}: the model T_{version - 1} is missing")
         record = self._step("publish", version, lambda: self._publish(version, model))
-        self._step("issue", version, lambda: self._issue(version))
+        if not self._plan.committed_sets:
+            self._step("issue", version, lambda: self._issue(version))
         terms = round_terms(self._plan, version, record["cid"], bytes.fromhex(record["hash"]))
         self._step("open", version, lambda: self._owner.open_round(version, terms, wait=False))
 
@@ -397,14 +404,17 @@ class _Training:
             version,
             self._validation,
             per_class=self._plan.points_per_class,
-            seed=self._state.set_seed(),
             wait=False,
         )
 
     def _close(self, version: int) -> None:
-        """Wait for the deadline, or until the round may be closed early; close it."""
+        """Wait for the deadline, or until the round may be closed early; close it.
+
+        Devices that join meanwhile get their sets.
+        """
         owner = self._owner
         until = time.monotonic() + self._plan.open_sec + PATIENCE_SEC
+        look_at = time.monotonic() + LATE_SEC
         found = owner.round(version)
         while found.state is RoundState.OPEN:
             over = owner.chain_time() >= found.deadline
@@ -415,6 +425,11 @@ class _Training:
             if time.monotonic() > until:
                 raise WaitTimeoutError(f"round {version}: the chain does not reach its deadline")
             self._tell("close", version, False, found)
+            if time.monotonic() >= look_at:
+                began = time.monotonic()
+                self._issue(version)
+                took = time.monotonic() - began
+                look_at = time.monotonic() + max(LATE_SEC, LATE_SHARE * took)
             time.sleep(POLL_SEC)
             found = owner.round(version)
 
@@ -565,8 +580,39 @@ class _Training:
                 time.sleep(RETRY_SEC)
 
 
-def create_task(owner: Owner, plan: Plan, *, wait: bool = True) -> Task:
-    """Create the task that a plan describes; one that is there with the same terms is taken."""
+def create_task(
+    owner: Owner,
+    plan: Plan,
+    *,
+    validation: ValidationData | None = None,
+    wait: bool = True,
+) -> Task:
+    """Create the task that a plan describes; one that is there with the same terms is taken.
+
+    Parameters
+    ----------
+    owner : Owner
+    plan : Plan
+    validation : ValidationData, optional
+        The points that the plan's `committed_sets` commits to.
+    wait : bool
+        Wait until the new task is irreversible.
+
+    Raises
+    ------
+    ConfigError
+        Points are to be committed and there are none, or too few of a class; else as
+        `Owner.create_task`.
+    """
+    commitment = None
+    if plan.committed_sets:
+        if validation is None:
+            raise ConfigError(
+                "plan: committed_sets: expected the owner's validation points when the task is "
+                "created, or false"
+            )
+        points = owner.committed(validation, len(plan.class_names))
+        commitment = points.commitment(plan.points_per_class)
     terms: dict[str, Any] = {
         "token_contract": plan.token_contract,
         "token_symbol": plan.amount("deposit").symbol,
@@ -589,6 +635,7 @@ def create_task(owner: Owner, plan: Plan, *, wait: bool = True) -> Task:
         class_names=plan.class_names,
         description=plan.description,
         privacy=plan.privacy_terms(),
+        validation=commitment,
         wait=wait,
     )
 

@@ -2,7 +2,6 @@
 
 ```
 DIR/plan.json               what the training was started with
-DIR/secret.json             seed of the validation sets (mode 0600)
 DIR/models/000000.st        T_0, T_1, ... as safetensors
 DIR/models/000001.json      from which result of the chain T_1 was made
 DIR/published/000001.json   CID and hash of the envelope of round 1's model, and who can open it
@@ -12,7 +11,7 @@ DIR/lock                    held while a process works here
 ```
 
 Each file is written beside its place, synced and renamed into it, so that it is there whole or not
-at all. Everything but `plan.json` and `secret.json` can be had again from the chain and from IPFS.
+at all. Everything but `plan.json` can be had again from the chain and from IPFS.
 """
 
 from __future__ import annotations
@@ -20,8 +19,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import secrets
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +32,6 @@ __all__ = ["StateDir", "write_atomically"]
 
 JSON_BYTES_MAX = 16 * 2**20
 MODEL_BYTES_MAX = 2**28 + 2**20
-SEED_BITS = 128
 
 
 class StateDir:
@@ -80,7 +76,7 @@ class StateDir:
         finally:
             os.close(handle)
 
-    # ---- plan and secret ----------------------------------------------------------------------
+    # ---- plan ---------------------------------------------------------------------------------
 
     def plan(self) -> dict[str, Any] | None:
         """Return the recorded plan."""
@@ -89,19 +85,6 @@ class StateDir:
     def save_plan(self, plan: Mapping[str, Any]) -> None:
         """Record the plan."""
         self._write_json("plan.json", plan)
-
-    def set_seed(self) -> int:
-        """Return the secret seed of the validation sets; drawn once, by the system's CSPRNG."""
-        found = self._read_json("secret.json")
-        if found is None:
-            found = {"set_seed": str(secrets.randbits(SEED_BITS))}
-            self._write_json("secret.json", found)
-        if stat.S_IMODE((self.path / "secret.json").stat().st_mode) & 0o077:
-            raise ConfigError(f"{self.path / 'secret.json'}: expected mode 0600")
-        try:
-            return int(found["set_seed"])
-        except (KeyError, TypeError, ValueError):
-            raise ConfigError(f"{self.path / 'secret.json'}: expected a set_seed") from None
 
     @property
     def outbox_path(self) -> Path:

@@ -39,9 +39,11 @@ from gradledger.errors import (
     ModelError,
     NotAReaderError,
     PaillierError,
+    ValidationSetError,
 )
-from gradledger.models import ERROR_SCALE, Model, load_validation_set
+from gradledger.models import ERROR_SCALE, Model
 from gradledger.paillier import PaillierPublicKey
+from gradledger.validation import Draw, read_issued_set
 
 __all__ = [
     "ERROR_TOLERANCE_EXAMPLES",
@@ -561,7 +563,7 @@ def read_model(
 
 
 def read_set(
-    blob: bytes, task: Task, member: Member, me: str, secret: bytes
+    blob: bytes, task: Task, member: Member, me: str, secret: bytes, draw: Draw | None = None
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Read the validation set issued to a device.
 
@@ -576,6 +578,8 @@ def read_set(
         This validator.
     secret : bytes
         Its X25519 secret.
+    draw : Draw, optional
+        Which committed points the device must have got; None: the task commits to none.
 
     Returns
     -------
@@ -586,13 +590,14 @@ def read_set(
     Raises
     ------
     MaterialError
-        It is not the recorded one, malformed, or not for this validator.
+        It is not the recorded one, malformed, not for this validator, or not the one drawn: then
+        the owner gave the device other points than it should.
     """
     what = f"validation set of {member.account}"
     parsed = _material(blob, what, task, Kind.VALIDATION_SET, member.set_version, member.set_hash)
     try:
-        return load_validation_set(parsed.open(me, secret))
-    except (EnvelopeError, ModelError) as error:
+        return read_issued_set(parsed.open(me, secret), draw)
+    except (EnvelopeError, ModelError, ValidationSetError) as error:
         raise MaterialError(f"{what}: {error}") from None
 
 

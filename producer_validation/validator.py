@@ -55,6 +55,7 @@ from gradledger.models import Model
 from gradledger.paillier import PaillierPublicKey, sum_payload
 from gradledger.phases import lots_awaited, phase_end, push_on
 from gradledger.store import Store
+from gradledger.validation import Draw, opening_id
 from producer_validation import checks, openings
 from producer_validation.checks import Known, MaterialError, Measure, Opened, Refusal
 from producer_validation.executors import InlineExecutor, Job, StoppedError, Work
@@ -163,6 +164,7 @@ class _RoundWork:
     pauses: dict[bytes, _Pause] = field(default_factory=dict)  # by upload hash
     logged: set[tuple[str, str]] = field(default_factory=set)
     model: Model | None = None
+    opening_id: str | None = None  # of the irreversible block that opened the round
     sum: tuple[bytes, str] | None = None  # hash and CID
     final_block: int = 0  # once it is irreversible, so is it that uploads are over; 0: not seen yet
     drawable_at: int = 0  # when the last lot was seen to be revealed, by the chain's time
@@ -745,8 +747,21 @@ class _Pass:
                 blob, self._task, round_, self._material.card.architecture, *who
             )
         blob = self._published(row.set_cid, SET_BYTES_MAX)
-        x, y = checks.read_set(blob, self._task, row, *who)
+        x, y = checks.read_set(blob, self._task, row, *who, self._draw(row))
         return Measure(work.model, x, y, row.error_last)
+
+    def _draw(self, row: Member) -> Draw | None:
+        """Return which committed points a device must have got. Raises MaterialError."""
+        commitment, version = self._material.card.validation, self._round.version
+        if commitment is None:
+            return None
+        if self._work.opening_id is None:
+            self._work.opening_id = opening_id(self._v.contract, self._task.id, self._round)
+        if self._work.opening_id is None:
+            raise MaterialError(f"the block that opened round {version} can still be undone")
+        return Draw(
+            commitment, self._work.opening_id, self._task.id, version, row.account, row.classes
+        )
 
     def _published(self, cid: str, bytes_max: int) -> bytes:
         self._fetch([(cid, bytes_max)], MATERIAL_WAIT_SEC)

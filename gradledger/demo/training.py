@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -34,7 +33,7 @@ from owner.owner import Owner
 from owner.paillier_key import PaillierPrivateKey
 from owner.plan import Plan
 from owner.run import Progress, RoundReport, first_model, run
-from owner.state import StateDir, write_atomically
+from owner.state import StateDir
 
 JOIN_SEC = 180.0
 LATE_SEC = 60.0
@@ -288,9 +287,6 @@ class _Demo:
         plan = self._plan()
         owner = self._owner()
         state = StateDir(self._folder / "owner")
-        # The owner's draw of validation points is secret; here the seed repeats it.
-        secret = json.dumps({"set_seed": str(options.seed)}).encode()
-        write_atomically(state.path / "secret.json", secret)
         initial = first_model(plan)
         test = (self._dataset.test.x, self._dataset.test.y)
         before = owner.evaluate(initial, *test)

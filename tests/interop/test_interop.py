@@ -210,7 +210,7 @@ def test_each_example_device_takes_part_in_a_round_and_is_paid(
         )
         model = Model.random_normal(ARCHITECTURE, 1)
         published = owner.publish_model(model, 1)
-        owner.issue_validation_sets(1, ValidationData(*points(9, 60)), per_class=10, seed=1)
+        owner.issue_validation_sets(1, ValidationData(*points(9, 60)), per_class=10)
         owner.open_round(
             1,
             round_terms(

@@ -20,8 +20,9 @@ from gradledger.chain.contract import FedLearning, Mode, Round, RoundState, Task
 from gradledger.chain.keys import PrivateKey
 from gradledger.errors import GradledgerError
 from gradledger.localnet.network import Network
-from gradledger.models import Model, load_validation_set
+from gradledger.models import Model
 from gradledger.store import Store
+from gradledger.validation import Draw, opening_id, read_issued_set
 from owner import Owner, Plan
 from producer_validation.validator import Validator
 
@@ -97,14 +98,21 @@ class Phone:
         member = self.contract.member(self.task, self.account)
         assert member is not None
         model = Model.from_bytes(self.read(found.model_cid, found.model_hash))
-        valid_x, valid_y = load_validation_set(self.read(member.set_cid, member.set_hash))
+        card = fetch_card(self.store, task)
+        draw = None
+        if card.validation is not None:
+            block_id = opening_id(self.contract, self.task, found)
+            assert block_id is not None, "the set came before the round's opening was irreversible"
+            where = (self.task, found.version, self.account, member.classes)
+            draw = Draw(card.validation, block_id, *where)
+        issued = self.read(member.set_cid, member.set_hash)
+        valid_x, valid_y = read_issued_set(issued, draw)
         trained = train(model, *points(self.seed, EXAMPLES))
         delta = trained.vector - model.vector + np.float32(self.shift)
         codec = task_codec(task)
         codes = codec.quantise(delta)
         result = model.with_vector(model.vector + codec.dequantise(codes))
         errors = [1_000_000, result.error_micro(valid_x, valid_y)]
-        card = fetch_card(self.store, task)
         blob = self.seal(task, found, card, codec, codes)
         cid = self.store.put(blob)
         digest = hashlib.sha256(blob).digest()

@@ -68,10 +68,16 @@ def test_a_round_step_by_step(shell):
     published = facts(shell("publish", "--version", "1", "--plan", shell.plan, "--json"))
     assert published["cid"].startswith("Qm")
     points_file = str(shell.folder / "validation.npz")
-    issue = ("issue", "--version", "1", "--validation", points_file, "--per-class", "4", "--json")
-    assert sorted(facts(shell(*issue))["devices"]) == sorted(training.plan.devices)
+    issue = ("issue", "--version", "1", "--validation", points_file, "--json")
+    code, _, err = shell(*issue)
+    assert code == 1 and "round 1 is not open: the block that opens it draws its sets" in err
     opened = facts(shell("open", "--version", "1", "--plan", shell.plan, "--json"))
     assert opened["state"] == "open"
+    code, _, err = shell(*issue, "--per-class", "5")
+    assert code == 1 and "per_class: the task commits to 4, got 5" in err
+    code, _, err = shell("issue", "--version", "1", "--validation", str(shell.folder / "test.npz"))
+    assert code == 1 and "commits to other validation points" in err
+    assert sorted(facts(shell(*issue))["devices"]) == sorted(training.plan.devices)
     code, _, err = shell("close", "--version", "1")
     assert code == 1 and err.startswith("gradledger: deadline_not_passed: expected a time")
     code, _, err = shell("withdraw", "1.0001 TOK")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import subprocess
 import sys
 
@@ -32,17 +31,6 @@ def test_models_records_and_reports_come_back(tmp_path):
     assert again.report(2) == {"version": 2}
     assert again.plan() == {"task": "t"}
     assert again.model(1) is None and again.model_record(1) is None and again.report(1) is None
-
-
-def test_the_seed_is_drawn_once_and_kept_private(tmp_path):
-    seed = StateDir(tmp_path).set_seed()
-    assert StateDir(tmp_path).set_seed() == seed
-    assert seed != StateDir(tmp_path / "other").set_seed()
-    secret = tmp_path / "secret.json"
-    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
-    secret.chmod(0o644)
-    with pytest.raises(ConfigError, match="expected mode 0600"):
-        StateDir(tmp_path).set_seed()
 
 
 def test_a_write_that_is_cut_off_leaves_the_old_file(tmp_path, monkeypatch):

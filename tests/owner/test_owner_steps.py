@@ -1,10 +1,13 @@
-"""Single steps of the owner against a real node and a real Kubo."""
+"""Single steps of the owner against a real node and a real Kubo.
+
+The tasks here commit to no validation points; those of `test_owner_run` and `tests/sets` do.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 
-import numpy as np
 import pytest
 from played import ARCHITECTURE, Training, points
 
@@ -24,6 +27,11 @@ from owner.run import create_task, first_model, round_terms
 from owner.validation_sets import ValidationData
 
 BUDGET = 10_000  # 1.0000 TOK, the plan's
+
+
+@pytest.fixture
+def make_training(make_training):
+    return partial(make_training, committed_sets=False)
 
 
 def set_up(training: Training) -> Owner:
@@ -113,7 +121,7 @@ def test_a_member_with_an_unusable_key_does_not_stop_the_others(make_training, c
     assert bad.account not in published.readers and len(published.readers) == 4
     assert f"event=no_reader sender={bad.account}" in caplog.text
     data = ValidationData(*points(100, 90))
-    issued = owner.issue_validation_sets(1, data, per_class=2, seed=5, wait=False)
+    issued = owner.issue_validation_sets(1, data, per_class=2, wait=False)
     assert sorted(issued) == sorted(p.account for p in training.phones[1:])
 
 
@@ -124,7 +132,7 @@ def test_validation_sets_go_to_the_device_and_the_validators_alone(make_training
     public = envelope.public_key_of(phone.key.encryption_key())
     phone.push(owner.contract.join(owner.task, phone.account, public, 0b101))
     data = ValidationData(*points(100, 90))
-    issued = owner.issue_validation_sets(1, data, per_class=4, seed=5)
+    issued = owner.issue_validation_sets(1, data, per_class=4)
     assert sorted(issued) == sorted(p.account for p in training.phones)
     member = owner.contract.member(owner.task, phone.account)
     assert member is not None and member.set_version == 1
@@ -136,13 +144,9 @@ def test_validation_sets_go_to_the_device_and_the_validators_alone(make_training
     assert sorted(y.tolist()) == [0] * 4 + [2] * 4
     known = {row.tobytes() for row in data.x}
     assert all(row.tobytes() in known for row in x)
-    assert owner.issue_validation_sets(1, data, per_class=4, seed=5) == []
-    again = owner.issue_validation_sets(
-        1, data, per_class=4, generator=np.random.default_rng(1), devices=[], wait=False
-    )
-    assert again == []
-    with pytest.raises(ConfigError, match="either a seed or a generator"):
-        owner.issue_validation_sets(1, data, per_class=4)
+    assert owner.issue_validation_sets(1, data, per_class=4) == []
+    with pytest.raises(ConfigError, match="per_class: expected a number"):
+        owner.issue_validation_sets(2, data)
 
 
 def test_reserved_money_cannot_be_withdrawn_and_free_money_can(make_training):
@@ -211,7 +215,7 @@ def test_silent_validators_do_not_stop_a_round(make_training, monkeypatch):
     owner.deposit("2.0000 TOK", wait=False)
     open_first(owner, training, verdict_sec=1, sum_sec=1)
     data = ValidationData(*points(100, 90))
-    owner.issue_validation_sets(1, data, per_class=4, seed=5, wait=False)
+    owner.issue_validation_sets(1, data, per_class=4, wait=False)
     for phone in training.phones:
         phone.step()
     assert owner.round(1).pending == 3

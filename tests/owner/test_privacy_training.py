@@ -17,6 +17,7 @@ from gradledger.cli import main
 from gradledger.errors import PrivacyError
 from gradledger.models import Model
 from owner.run import create_task, first_model, run
+from owner.validation_sets import ValidationData
 
 PRIVACY = {"epsilon": 30, "delta": 1e-5, "clip_norm": 0.5}
 ROUNDS = 2
@@ -110,5 +111,5 @@ def test_a_task_is_not_created_with_a_codec_that_cuts_the_noise(make_training):
     owner, plan = training.make_owner(), training.plan
     object.__setattr__(plan, "clip", 0.5)
     with pytest.raises(PrivacyError, match=r"clip 0\.5 would cut off"):
-        create_task(owner, plan)
+        create_task(owner, plan, validation=ValidationData(*points(100, 90)))
     assert not owner.exists()

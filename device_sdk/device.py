@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from device_sdk.budget import Budget
 from device_sdk.encryption import Encryption
-from device_sdk.receipts import Abandoned, Receipt
+from device_sdk.receipts import ENVELOPE, Abandoned, Receipt
 from device_sdk.rounds import Round
 from gradledger import card as cards
 from gradledger import envelope
@@ -41,6 +42,7 @@ from gradledger.errors import (
     EnvelopeError,
     KeyMismatchError,
     ModelError,
+    NodeError,
     NodeUnavailableError,
     NotAllowedError,
     NotAReaderError,
@@ -118,6 +120,16 @@ class Terms:
         Over all rounds, to who sees only sums, if `sum_min` - 1 of the others in them are honest.
         None in `SEALED` mode, and where the error of the noisy update goes on chain for everybody
         to see: then `epsilon` holds and no less.
+    lot_e6 : int
+        Share of the accepted uploads that each validator's lot draws for an audit, 1e-6 units; 0:
+        no audits. What is drawn is opened to the validators.
+    bar_rounds : int
+        For so many rounds after it a device may not upload that failed an audit, or did not answer.
+    audit_sec : int
+        How long it has to answer, in the newest round.
+    reveal_sec : int
+        More than 0: in the newest round the update stays with the device until the round is closed,
+        and for so long it then has time to reveal where it lies.
     target : Target or None
         The number that the model learns. `target.strata_of(y)` is what to `join` with. None: the
         model learns classes.
@@ -143,12 +155,23 @@ class Terms:
     delta: float | None = None
     epsilon_round: float | None = None
     epsilon_sum: float | None = None
+    lot_e6: int = 0
+    bar_rounds: int = 0
+    audit_sec: int = 0
+    reveal_sec: int = 0
     target: Target | None = None
+
+    @property
+    def audit_share(self) -> float:
+        """How likely an accepted upload is audited, if all of `validators` draw; 0 to 1."""
+        return float(1 - (1 - self.lot_e6 / 1e6) ** len(self.validators))
 
     def __str__(self) -> str:
         seen = "the owner and the validators"
         if self.mode is Mode.PAILLIER:
             seen = "nobody but you, unless the owner and a validator collude"
+            if self.lot_e6:
+                seen += ", or it is audited"
         judges = "active producers among " if self.producers_only else ""
         judges += ", ".join(self.validators) or "nobody yet"
         lines = [
@@ -158,6 +181,7 @@ class Terms:
             f"  model       {self.parameters} parameters",
             f"  your update is readable for {seen}",
             f"  judged by   {judges}; more than two thirds decide",
+            *self._audit_lines(),
             f"  if they stay silent, an upload is {_SILENCE[self.silence]}",
             f"  pays in     {self.symbol.code}, for at most {self.cost_max} examples an upload",
         ]
@@ -169,6 +193,24 @@ class Terms:
             rule = _RULES[self.rule].format(tau=self.tau_e6 / 1e6)
             lines += [f"  price now   {self.price} an example", f"  rule now    {rule}"]
         return "\n".join(lines)
+
+    def _audit_lines(self) -> list[str]:
+        lines = []
+        if self.lot_e6:
+            seconds = f" within {self.audit_sec} s" if self.audit_sec else ""
+            lines += [
+                f"  audits      each validator draws {self.lot_e6 / 1e4:g} % of the accepted "
+                f"uploads; with all {len(self.validators)} of them {100 * self.audit_share:.3g} %",
+                "              are opened to the validators, who read them and measure the errors",
+                f"              who does not answer{seconds}, or is caught, is not paid and may "
+                f"not upload for {self.bar_rounds} rounds",
+            ]
+        if self.reveal_sec:
+            lines.append(
+                f"  reveal      your update stays with you until the round is closed; then you "
+                f"have {self.reveal_sec} s to tell where it lies"
+            )
+        return lines
 
     def _error_lines(self) -> list[str]:
         if self.target is None:
@@ -216,9 +258,10 @@ class Device:
         For tasks with differential privacy: keeps count of the rounds that this device drew noise
         for. Without it a restarted process takes what the chain says of its newest upload.
     outbox : path or Outbox, optional
-        A file in which each upload is written down before it leaves, until it is irreversible:
-        a process that was killed goes on with `resume`. One process at a time uses it.
-
+        A file in which each upload is written down before it leaves, until it is irreversible, and
+        in a task that audits or a round that reveals CIDs later, until it is decided: a process
+        that was killed goes on with `resume`. One process at a time uses it. Without it uploads
+        are looked after as long as the process lives.
     encryption : Encryption, optional
         What blinds updates in `PAILLIER` mode, and how many threads work; the default is safe.
 
@@ -266,7 +309,9 @@ class Device:
             self.outbox = outbox
         else:
             self.outbox = Outbox(outbox, holder=holder)
-        self._deliveries: dict[int, Delivery] = {}
+        self._box = self.outbox
+        self._receipts: weakref.WeakValueDictionary[int, Receipt] = weakref.WeakValueDictionary()
+        self._held: list[Receipt] = []  # of the uploads that are not over
 
     def __repr__(self) -> str:
         return f"Device({self.account!r}, task={self.task!r})"
@@ -356,6 +401,10 @@ class Device:
                 if privacy and terms.mode is Mode.PAILLIER and not privacy.update_error
                 else None
             ),
+            lot_e6=terms.lot_e6,
+            bar_rounds=terms.bar_rounds,
+            audit_sec=row.audit_sec if row else 0,
+            reveal_sec=row.reveal_sec if row else 0,
             target=card.target,
         )
 
@@ -385,7 +434,8 @@ class Device:
         NotAllowedError
             The owner has not admitted this account as a device.
         ConfigError
-            A class is unknown.
+            A class is unknown; or the task audits, and this device's `encryption` has masks or is
+            strict.
         PrivacyError
             The task protects less than `epsilon_max` asks for, or its claim is wrong.
         ChainError, StoreError, EnvelopeError, ConfigError
@@ -393,6 +443,7 @@ class Device:
         """
         task = self.contract.task(self.task)
         card = self.card(task)
+        self._check_audits(task)
         if epsilon_max is not None:
             _check_bound(card.privacy, epsilon_max)
         bits = self._class_bits(classes, card)
@@ -424,7 +475,8 @@ class Device:
         """Wait for a round that this device can take part in; fetch and check what it needs.
 
         That is an open round without an upload of this device, with a model sealed to it and a
-        validation set issued to it. Uploads that the outbox still has are sent meanwhile.
+        validation set issued to it, and in a task that audits with the lots of a quorum. What is
+        due for earlier uploads is done meanwhile, as by `attend`.
 
         Parameters
         ----------
@@ -442,7 +494,10 @@ class Device:
         RoundClosedError
             Code `no_round`: none came within `wait_sec`; the message says what was missing.
         NotAllowedError
-            This account is not admitted, or has not joined.
+            This account is not admitted, or has not joined; or it failed an audit and is barred:
+            the message says until which round.
+        ConfigError
+            As for `join`.
         EnvelopeError, ModelError
             The model or the validation set is not what the chain names.
         ValidationSetError
@@ -460,7 +515,7 @@ class Device:
         while True:
             late: Exception | None = None
             try:
-                outgoing = self._outgoing()
+                outgoing = self._outgoing(end)
                 task = self.contract.task(self.task)
                 if task.version > max(after, self._uploaded, outgoing):
                     looked_at = task.version
@@ -484,10 +539,14 @@ class Device:
                 )
             time.sleep(min(POLL_SEC, max(0.0, end - time.monotonic())))
 
-    # ---- the outbox ---------------------------------------------------------------------------
+    # ---- uploads on their way -------------------------------------------------------------------
 
     def resume(self, *, timeout_sec: float = 60.0) -> list[Receipt | Abandoned]:
-        """Finish the uploads that the outbox still has; nothing is trained again.
+        """Finish what is due for the uploads that are not over; nothing is trained again.
+
+        An upload is over once it is recorded irreversibly; in a task that audits, or a round that
+        reveals CIDs later, once it is decided. For what is not due yet, wait on the receipts that
+        come back, or call `attend` or `round` in time.
 
         Parameters
         ----------
@@ -498,7 +557,7 @@ class Device:
         -------
         list of Receipt or Abandoned
             For each, the oldest first: a receipt, if it is recorded irreversibly; or why it never
-            will be. Empty without an outbox, or if there was nothing to finish.
+            will be. Empty if there was nothing to finish.
 
         Raises
         ------
@@ -507,53 +566,125 @@ class Device:
         OutboxError
             The outbox cannot be written.
         """
-        if self.outbox is None:
-            return []
         end = time.monotonic() + timeout_sec
-        finished: list[Receipt | Abandoned] = []
-        for entry in self.outbox.entries(State.PENDING):
-            delivery = self.delivery(entry)
-            try:
-                delivery.wait(max(0.0, end - time.monotonic()))
-                finished.append(Receipt.resumed(self, delivery))
-            except ContractError:
-                finished.append(Abandoned.of(delivery.entry))
-            self._deliveries.pop(entry.number, None)
-        return finished
+        return [receipt.rest(max(0.0, end - time.monotonic())) for receipt in self._outstanding()]
 
-    def delivery(self, entry: Entry) -> Delivery:
-        """Return an upload of the outbox on its way; the same one at every call."""
-        found = self._deliveries.get(entry.number)
-        if found is None:
-            assert self.outbox is not None
-            details, outbox = entry.details, self.outbox
-            found = self._deliveries[entry.number] = Delivery(
-                outbox,
-                entry,
-                self.chain,
-                sign=self._sign,
-                cosign=None if self.payer is None else self._cosign,
-                prepare=lambda: self.store.put(outbox.blob(entry)),
-                happened=lambda: self._has_upload(details["version"], details["hash"]),
-            )
+    def attend(self, *, timeout_sec: float = 10.0) -> list[Receipt | Abandoned]:
+        """Do what is due now for the uploads that are not over, without waiting for any of it.
+
+        For apps that cannot wait on a receipt: called now and then, it sends what was lost, reveals
+        CIDs and answers audits. A round's phases must not be shorter than the time between calls.
+
+        Parameters
+        ----------
+        timeout_sec : float
+            Bound on reading blocks; what is not read is left to the next call.
+
+        Returns
+        -------
+        list of Receipt or Abandoned
+            For each that was not over at the call; `Receipt.outcome` is set once it is known.
+
+        Raises
+        ------
+        NodeError, StoreError
+            Node, payer or IPFS do not answer, and something may have been left undone; the others
+            were attended to all the same.
+        OutboxError
+            The outbox cannot be written.
+        """
+        end = time.monotonic() + timeout_sec
+        found: list[Receipt | Abandoned] = []
+        fault: Exception | None = None
+        for receipt in self._outstanding():
+            try:
+                receipt.look(end, follow=True)
+                found.append(receipt)
+            except ContractError:
+                found.append(Abandoned.of(receipt.entry))
+            except (NodeError, StoreError) as error:
+                fault = error
+        if fault is not None:
+            raise fault
         return found
 
-    def _outgoing(self) -> int:
-        """Push on what the outbox still has; return the newest round that it is for."""
-        if self.outbox is None:
-            return 0
+    def _outgoing(self, end: float) -> int:
+        """Do what is due; return the newest round with an upload that may be recorded."""
         newest = 0
-        for entry in self.outbox.entries(State.PENDING):
-            delivery = self.delivery(entry)
+        for receipt in self._outstanding():
             try:
-                if delivery.step():
-                    self._deliveries.pop(entry.number, None)
+                receipt.look(end, follow=False)
             except (ChainError, StoreError):
                 pass  # the next look tries again
-            now = delivery.entry
+            now = receipt.entry
             if now.state is State.DONE or (now.state is State.PENDING and not now.refusal):
-                newest = max(newest, int(entry.details["version"]))
+                newest = max(newest, receipt.version)
         return newest
+
+    def _outstanding(self) -> list[Receipt]:
+        """Return the receipts of the uploads that are not over, the oldest first."""
+        if self._box is None:
+            return []
+        entries = {
+            entry.number: entry
+            for entry in (*self._box.entries(State.PENDING), *self._box.keeping())
+            if "hash" in entry.details  # not a step of an upload
+        }
+        self._held = [self.receipt(entries[number]) for number in sorted(entries)]
+        return self._held
+
+    @property
+    def box(self) -> Outbox:
+        """The outbox; without a file one in memory, made when it is first needed."""
+        if self._box is None:
+            self._box = Outbox(None, holder=f"{self.account} in {self.task}")
+        return self._box
+
+    def receipt(self, entry: Entry) -> Receipt:
+        """Return the receipt of an upload in the outbox; the same one as long as it is in use."""
+        found = self._receipts.get(entry.number)
+        if found is None:
+            found = self._receipts[entry.number] = Receipt(self, entry)
+        return found
+
+    def delivery(self, entry: Entry) -> Delivery:
+        """Put an entry of the outbox, an upload or a step of one, on its way."""
+        return Delivery(
+            self.box,
+            entry,
+            self.chain,
+            sign=self._sign,
+            cosign=None if self.payer is None else self._cosign,
+            prepare=lambda: self._put(entry),
+            happened=lambda: self._has_happened(entry),
+        )
+
+    def _put(self, entry: Entry) -> None:
+        """Put on IPFS what an entry's CID names, if it names one."""
+        data = self.box.blob(entry)
+        if entry.details.get("step") == ENVELOPE:
+            data = self.box.kept(self.box.entry(entry.details["of"]), ENVELOPE)
+        if data:
+            self.store.put(data)
+
+    def _has_happened(self, entry: Entry) -> bool:
+        row, details = self.contract.member(self.task, self.account), entry.details
+        if row is None or row.upload_version != details["version"]:
+            return False
+        if "hash" in details:
+            return bool(row.upload_hash.hex() == details["hash"])
+        return bool(row.upload_cid if details["step"] == ENVELOPE else row.opening_cid)
+
+    def readers(self, row: RoundRow) -> dict[str, bytes]:
+        """Return the X25519 keys of a round's validators. Raises EnvelopeError if there is none."""
+        readers: dict[str, bytes] = {}
+        for account in row.validators:
+            member = self.contract.member(self.task, account)
+            if member is not None and member.joined and envelope.can_seal_to(member.enc_key):
+                readers[account] = member.enc_key
+        if not readers:
+            raise EnvelopeError(f"no validator of round {row.version} can be sealed to")
+        return readers
 
     def _sign(self, actions: Sequence[Action]) -> Signed:
         if self.payer is None:
@@ -566,10 +697,6 @@ class Device:
         assert self.payer is not None
         return self.payer.cosign(signed, self.chain.get_info().chain_id)
 
-    def _has_upload(self, version: int, digest: str) -> bool:
-        row = self.contract.member(self.task, self.account)
-        return row is not None and (row.upload_version, row.upload_hash.hex()) == (version, digest)
-
     # ---- what a round has -----------------------------------------------------------------------
 
     def _open_round(self, task: Task) -> RoundRow | str:
@@ -577,6 +704,14 @@ class Device:
         member = self._member()
         if not member.joined:
             raise NotAllowedError("not_joined", f"{self.account} must join task {self.task} first")
+        if member.barred_until >= task.version:
+            raise NotAllowedError(
+                "barred",
+                f"{self.account} failed an audit in task {task.id} (its last upload: "
+                f"{member.upload_reason.name.lower()}) and may upload again after round "
+                f"{member.barred_until}; this is round {task.version}",
+            )
+        self._check_audits(task)
         self._uploaded = max(self._uploaded, member.upload_version)
         self.budget.observe(member.upload_version)
         privacy = self.card(task).privacy
@@ -589,6 +724,9 @@ class Device:
             return f"round {task.version} has an update with noise already, which may be uploaded"
         if row.state is not RoundState.OPEN or self.chain.get_info().head_time >= row.deadline:
             return f"round {task.version} takes no uploads any more"
+        lots, needed = sum(any(lot.commitment) for lot in row.lots), _quorum(row)
+        if task.terms.lot_e6 and lots < needed:
+            return f"round {task.version} waits for lots: {needed} expected, {lots} are there"
         if member.set_version != task.version:
             return f"round {task.version} is open; the owner has issued no validation set for it"
         if self.card(task).validation is not None and self._opening_id(row) is None:
@@ -636,7 +774,7 @@ class Device:
             if block_id is None:  # `_open_round` saw it irreversible: another node answered now
                 raise NodeUnavailableError(f"the block that opened round {version} is not known")
             draw = Draw(commitment, block_id, task.id, version, self.account, member.classes)
-        return read_issued_set(payload, draw)
+        return read_issued_set(payload, draw, self.card(task).target)
 
     def _open(
         self, task: Task, cid: str, digest: bytes, kind: envelope.Kind, version: int, most: int
@@ -686,6 +824,10 @@ class Device:
             self._card = card
         return self._card
 
+    def _check_audits(self, task: Task) -> None:
+        if task.terms.lot_e6:
+            self.encryption.check_audits()
+
     def _member(self) -> Member:
         member = self.contract.member(self.task, self.account)
         if member is None:
@@ -696,6 +838,10 @@ class Device:
         if member.role is not Role.DEVICE:
             raise NotAllowedError("wrong_role", f"{self.account} is a validator of {self.task}")
         return member
+
+
+def _quorum(row: RoundRow) -> int:
+    return len(row.validators) * 2 // 3 + 1
 
 
 class _NotForUsError(Exception):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,9 +33,11 @@ from gradledger.chain.contract import (
 )
 from gradledger.chain.keys import PrivateKey
 from gradledger.chain.names import Asset, Symbol
+from gradledger.cid import cid_v0
 from gradledger.envelope import Header, Kind, PayloadCodec
 from gradledger.localnet.network import Network
 from gradledger.models import Model, dump_validation_set
+from gradledger.opening import pack_opening
 from gradledger.store import Store
 from owner.paillier_key import PaillierPrivateKey
 from producer_validation.validator import Validator
@@ -62,6 +65,8 @@ class Oracle:
     silence: Silence = Silence.REFUND
     lot_e6: int = 0
     codes: dict[str, npt.NDArray[np.uint16]] = field(default_factory=dict)
+    seeds: dict[str, bytes] = field(default_factory=dict)
+    cids: dict[str, str] = field(default_factory=dict)
 
     @property
     def public(self) -> Any:
@@ -184,9 +189,13 @@ class Oracle:
         spoil: Callable[[bytes], bytes] = lambda blob: blob,
         store: bool = True,
         readers: Iterable[str] | None = None,
+        errors: Sequence[int] = (500_000, 0),
         **changes: Any,
     ) -> bytes:
-        """Seal an update, store it, record it; return the envelope."""
+        """Seal an update, store it, record it; return the envelope.
+
+        In a task with lots its encryption follows from a seed, so that it can be opened.
+        """
         now, task = self.round(), self.contract.task(self.task)
         codec = task_codec(task)
         codes = codec.quantise(np.asarray(update, dtype=np.float32))
@@ -202,7 +211,12 @@ class Oracle:
             "examples": COST,
             "key_hash": task.terms.key_hash,
         }
-        payload = self.public.encrypt(codes, codec) if self.public else codec.to_bytes(codes)
+        self.seeds[device] = os.urandom(32)
+        if self.public:
+            seed = self.seeds[device] if self.lot_e6 else None
+            payload = self.public.encrypt(codes, codec, seed=seed)
+        else:
+            payload = codec.to_bytes(codes)
         names = list(now.validators if readers is None else readers)
         names += [] if self.public else [self.owner]
         blob = spoil(
@@ -212,21 +226,55 @@ class Oracle:
                 {name: self.enc_key(name) for name in names},
             )
         )
-        self.record(device, blob, store=store)
+        self.record(device, blob, store=store, errors=errors)
         self.codes[device] = codes
         return blob
 
-    def record(self, device: str, blob: bytes, *, store: bool = True) -> None:
-        """Record any bytes as a device's upload."""
-        from gradledger.cid import cid_v0
-
-        cid = self.store.put(blob) if store else cid_v0(blob)
-        digest = hashlib.sha256(blob).digest()
-        version = self.round().version
+    def record(
+        self,
+        device: str,
+        blob: bytes,
+        *,
+        store: bool = True,
+        errors: Sequence[int] = (500_000, 0),
+    ) -> None:
+        """Record any bytes as a device's upload; without its CID where that is revealed later."""
+        self.cids[device] = self.store.put(blob) if store else cid_v0(blob)
+        now, digest = self.round(), hashlib.sha256(blob).digest()
+        cid = "" if now.reveal_sec else self.cids[device]
         self.push(
-            self.contract.fedlearning(self.task, device, version, digest, cid, COST, [500_000, 0]),
+            self.contract.fedlearning(
+                self.task, device, now.version, digest, cid, COST, list(errors)
+            ),
             device,
         )
+
+    def reveal(self, device: str) -> None:
+        """Tell the CID of a device's upload, once the round is closed."""
+        version = self.round().version
+        self.push(self.contract.reveal(self.task, device, version, self.cids[device]), device)
+
+    def open_upload(self, device: str, update: npt.ArrayLike | None = None) -> None:
+        """Hand the validators the update that a device encrypted, or another."""
+        now, task = self.round(), self.contract.task(self.task)
+        codec = task_codec(task)
+        codes = self.codes[device]
+        if update is not None:
+            codes = codec.quantise(np.asarray(update, dtype=np.float32))
+        header = Header(
+            kind=Kind.OPENING,
+            codec=PayloadCodec.QUANTISED,
+            task=self.task,
+            sender=device,
+            version=now.version,
+            parameters=PARAMETERS,
+            clip_e6=task.terms.clip_e6,
+            examples=COST,
+        )
+        readers = {name: self.enc_key(name) for name in now.validators}
+        blob = envelope.seal(header, pack_opening(self.seeds[device], codes, codec), readers)
+        cid = self.store.put(blob)
+        self.push(self.contract.openupload(self.task, device, now.version, cid), device)
 
     # ---- validators -------------------------------------------------------------------------
 

@@ -1,0 +1,121 @@
+"""When a round can be pushed on, and how that goes around who cannot be paid."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gradledger.chain.contract import Lot, RoundState
+from gradledger.chain.names import int_to_name
+from gradledger.errors import ContractError, NodeAnswerError, RoundClosedError
+from gradledger.phases import MEMBERS_PER_PUSH, is_overdue, lots_awaited, phase_end, push_on
+
+NONE, SET = bytes(32), b"\1" * 32
+
+
+def make_round(state: RoundState, *lots: Lot) -> Any:
+    return SimpleNamespace(
+        state=state,
+        deadline=10,
+        verdict_deadline=20,
+        audit_deadline=30,
+        sum_deadline=40,
+        validators=tuple(f"val{number}" for number in range(1, len(lots) + 1)),
+        lots=lots,
+    )
+
+
+def test_every_phase_has_its_end():
+    ends = {state: phase_end(make_round(state)) for state in RoundState}
+    assert ends == {
+        RoundState.OPEN: 10,
+        RoundState.VERIFYING: 20,
+        RoundState.DRAWING: 30,
+        RoundState.AUDITING: 30,
+        RoundState.SUMMING: 40,
+        RoundState.SUMMED: 40,
+        RoundState.SETTLED: 0,
+    }
+
+
+def test_drawing_waits_for_those_who_committed_alone():
+    silent, hidden = Lot(commitment=NONE, value=NONE), Lot(commitment=SET, value=NONE)
+    shown = Lot(commitment=SET, value=SET)
+    waiting = make_round(RoundState.DRAWING, shown, silent, hidden)
+    assert lots_awaited(waiting) == ("val3",)
+    assert not is_overdue(waiting, 29) and is_overdue(waiting, 30)
+    assert is_overdue(make_round(RoundState.DRAWING, shown, silent), 0)
+    assert not is_overdue(make_round(RoundState.AUDITING, shown, silent), 29)
+
+
+class Chain:
+    """Members in order, of which some make every transaction fail that would pay them."""
+
+    def __init__(self, count: int, stuck: set[int]) -> None:
+        self.names = [int_to_name((number + 1) << 30) for number in range(count)]
+        self.stuck = {self.names[number] for number in stuck}
+        self.waiting = set(self.names)
+        self.cursor = 0
+        self.sent = 0
+
+    def members(self, task: str) -> list[Any]:
+        return [SimpleNamespace(account=name) for name in reversed(self.names)]
+
+    def push(self, task: str, actor: str, version: int, limit: int, start: str = "") -> Any:
+        assert (task, actor, version) == ("digits", "owner", 1)
+        return limit, start
+
+    def send(self, action: Any) -> None:
+        limit, start = action
+        self.sent += 1
+        first = self.names.index(start) if start else self.cursor
+        visited = self.names[first : first + limit]
+        if self.stuck & self.waiting & set(visited):
+            raise ContractError("no_thanks", "the device's own contract refuses the money")
+        self.waiting -= set(visited)
+        if not start:
+            self.cursor = (first + limit) % len(self.names)
+
+
+def push(chain: Any) -> bool:
+    return push_on(chain, "digits", 1, "owner", chain.send)
+
+
+def test_one_transaction_where_nobody_is_in_the_way():
+    chain = Chain(MEMBERS_PER_PUSH, set())
+    assert push(chain)
+    assert (chain.waiting, chain.sent) == (set(), 1)
+
+
+@pytest.mark.parametrize("stuck", [{0}, {249}, {0, 1, 130, 249}])
+def test_everybody_else_is_reached_around_those_who_cannot_be_paid(stuck):
+    chain = Chain(250, stuck)
+    for _ in range(3):
+        if chain.waiting != chain.stuck:
+            assert push(chain)
+    assert chain.waiting == chain.stuck
+    assert chain.sent <= 4 + 15 * len(stuck)
+    sent = chain.sent
+    push(chain)
+    assert chain.waiting == chain.stuck and chain.sent > sent
+
+
+def test_nothing_moves_where_nobody_can_be_paid():
+    chain = Chain(3, {0, 1, 2})
+    assert not push(chain)
+    assert chain.sent == 6
+
+
+def test_whoever_comes_second_is_told_so():
+    chain = Chain(3, set())
+    calls = []
+
+    def send(action: Any) -> None:
+        calls.append(action)
+        raise NodeAnswerError("too long") if len(calls) == 1 else RoundClosedError("x", "y")
+
+    with pytest.raises(RoundClosedError):
+        push_on(chain, "digits", 1, "owner", send)  # type: ignore[arg-type]
+    assert len(calls) == 2

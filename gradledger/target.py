@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["STRATA_MAX", "Target"]
+__all__ = ["STRATA_MAX", "Target", "quantile_edges"]
 
 KIND = "regression"
 STRATA_MAX = 64
@@ -94,22 +94,7 @@ class Target:
         ConfigError
             So many of the numbers are equal that a stratum would be empty.
         """
-        import numpy as np
-
-        if type(strata) is not int or not 1 <= strata <= STRATA_MAX:
-            raise ConfigError(f"target: strata: expected 1..{STRATA_MAX}, got {strata!r}")
-        values = numbers(y)
-        found = np.quantile(values, np.arange(1, strata) / strata)
-        # Six digits, so that the card tells no point of the owner's to the last bit.
-        edges = tuple(float(f"{edge:.{QUANTILE_DIGITS}g}") for edge in found)
-        if any(a >= b for a, b in pairwise(edges)):
-            raise ConfigError(
-                f"target: strata: expected values apart enough for {strata} strata; give edges"
-            )
-        target = cls(edges, scale, tolerance, unit)
-        if len(target.strata_of(values)) != strata:
-            raise ConfigError(f"target: strata: {strata} strata of {len(values)} points: one empty")
-        return target
+        return cls(quantile_edges(y, strata), scale, tolerance, unit)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Target:
@@ -190,6 +175,25 @@ class Target:
 
         off = _off(predicted, y)
         return int(np.count_nonzero(off > self.tolerance)) * ERROR_SCALE // len(off)
+
+
+def quantile_edges(y: npt.ArrayLike, strata: int) -> tuple[float, ...]:
+    """Return edges between strata with equal shares of given numbers: `Target.by_quantiles`."""
+    import numpy as np
+
+    if type(strata) is not int or not 1 <= strata <= STRATA_MAX:
+        raise ConfigError(f"target: strata: expected 1..{STRATA_MAX}, got {strata!r:.40}")
+    values = numbers(y)
+    found = np.quantile(values, np.arange(1, strata) / strata)
+    # Six digits, so that the card tells no point of the owner's to the last bit.
+    edges = tuple(float(f"{edge:.{QUANTILE_DIGITS}g}") for edge in found)
+    filled = len(np.unique(np.searchsorted(edges, values, side="right")))
+    if any(a >= b for a, b in pairwise(edges)) or filled < strata:
+        raise ConfigError(
+            f"target: strata: expected numbers far enough apart for {strata} strata with an equal "
+            "share each; give edges"
+        )
+    return edges
 
 
 def numbers(y: npt.ArrayLike) -> npt.NDArray[np.float64]:

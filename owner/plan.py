@@ -20,6 +20,7 @@ from gradledger.codec import CODE_MAX, SLOT_BITS_MAX, SLOT_BITS_MIN
 from gradledger.errors import ConfigError, GradledgerError
 from gradledger.models import POINTS_MAX, architecture_from, load_validation_set
 from gradledger.privacy import Privacy
+from gradledger.target import Target, quantile_edges
 
 __all__ = ["Plan", "load_data", "load_plan", "scaled", "slot_bits_for"]
 
@@ -36,6 +37,7 @@ SILENCES = ("refund", "pay")
 VALIDATOR_KINDS = ("named", "producers")
 INITIALS = ("normal", "glorot")
 PRIVACY_FIELDS = ("clip_norm", "delta", "rounds")
+TOLERANCE_OF_SCALE = 4
 PRIVACY_CHOICES = ("epsilon", "noise_multiplier", "update_error")
 
 
@@ -60,7 +62,14 @@ class Plan:
     budget : str
         What a round keeps; the owner cannot withdraw it before the round is closed.
     class_names : tuple of str
-        One for each class; by default "0", "1", ...
+        One for each class; by default "0", "1", ...; for strata by default what their edges are.
+    target : mapping, optional
+        Where the task learns a number, and the architecture has ``"output": "identity"``:
+        ``edges``, ascending, which part the numbers into strata; ``scale``, the error that counts
+        1; ``tolerance``, up to which a prediction counts as right in reports, by default a quarter
+        of the scale; ``unit``. Strata are to devices what classes are elsewhere. A plan file may
+        have ``strata``, a number, in place of the edges: then each has an equal share of the
+        validation data. See `gradledger.target`.
     description : str
         On the public task card.
     token_contract : str
@@ -101,7 +110,7 @@ class Plan:
     close_after : int
         Close early once so many uploads are in; 0: never.
     rule : {"trend", "threshold", "either", "both", "gain"}
-        CSVES.
+        CSVES. Gain is for classes alone.
     tau : float
         Threshold of CSVES-Th; under gain, of the wrong answers, as a share of what guessing among
         a device's classes leaves (0.45 fits).
@@ -112,7 +121,7 @@ class Plan:
     rate : float
         Learning rate.
     points_per_class : int
-        m: validation points of each class that a device declared.
+        m: validation points of each class, or stratum, that a device declared.
     committed_sets : bool
         Whether the task's card commits to the validation points, so that nobody picks those that a
         device gets: the block that opens a round draws them. Devices get their sets once that block
@@ -147,6 +156,7 @@ class Plan:
     sum_min: int = 3
     clip: float = 1.0
     privacy: Mapping[str, Any] | None = None
+    target: Mapping[str, Any] | None = None
     lot: float = 0.0
     bar_rounds: int = 10
     norm_max: float = 0.0
@@ -181,17 +191,31 @@ class Plan:
             check_account(name)
         network = architecture_from(self.architecture)
         object.__setattr__(self, "architecture", network.to_dict())
-        if not self.class_names:
-            names = tuple(str(c) for c in range(network.classes()))
-            object.__setattr__(self, "class_names", names)
-        if len(self.class_names) != network.classes():
+        if network.regresses() != (self.target is not None):
             raise ConfigError(
-                f"plan: class_names: expected {network.classes()}, got {len(self.class_names)}"
+                "plan: expected a target and an architecture with output identity, or neither"
+            )
+        if self.target is not None:
+            object.__setattr__(self, "target", _target_from(self.target).to_dict())
+        target = self.target_terms()
+        count = network.classes() if target is None else target.strata
+        if not self.class_names:
+            names = tuple(str(c) for c in range(count)) if target is None else target.names
+            object.__setattr__(self, "class_names", names)
+        if len(self.class_names) != count:
+            what = "" if target is None else " strata"
+            raise ConfigError(
+                f"plan: class_names: expected {count}{what}, got {len(self.class_names)}"
             )
         if len({*self.devices, *self.validators}) != len(self.devices) + len(self.validators):
             raise ConfigError("plan: an account is device or validator, and once")
         _check_choice("mode", self.mode, MODES)
         _check_choice("rule", self.rule, RULES)
+        if target is not None and self.rule == "gain":
+            raise ConfigError(
+                "plan: rule: gain does not tell sound data from faulty where a number is learnt: "
+                "expected trend, threshold, either or both"
+            )
         _check_choice("silence", self.silence, SILENCES)
         _check_choice("validators_kind", self.validators_kind, VALIDATOR_KINDS)
         _check_choice("initial", self.initial, INITIALS)
@@ -261,6 +285,10 @@ class Plan:
             So little noise protects nothing.
         """
         return None if self.privacy is None else Privacy.calibrate(**self.privacy)
+
+    def target_terms(self) -> Target | None:
+        """Return the number that the task learns, as its card says; None: it learns classes."""
+        return None if self.target is None else Target.from_dict(self.target)
 
     def symbol_of(self, name: str) -> str:
         """Return the symbol, with its precision, of one of the plan's amounts."""
@@ -356,7 +384,37 @@ def load_plan(path: Path) -> tuple[Plan, dict[str, Path]]:
         raise ConfigError(f"{path}: data: expected the paths validation, test, model")
     if not all(isinstance(each, str) for each in data.values()):
         raise ConfigError(f"{path}: data: expected paths")
-    return Plan.from_dict(value), {k: path.parent / v for k, v in data.items()}
+    files = {k: path.parent / v for k, v in data.items()}
+    target = value.get("target")
+    if isinstance(target, dict) and "strata" in target:
+        value["target"] = _by_quantiles(target, files.get("validation"))
+    return Plan.from_dict(value), files
+
+
+def _by_quantiles(given: Mapping[str, Any], validation: Path | None) -> dict[str, Any]:
+    """Return a plan's target with edges in the place of a number of strata."""
+    if "edges" in given:
+        raise ConfigError("plan: target: expected edges or strata, got both")
+    if validation is None:
+        raise ConfigError("plan: target: strata: expected validation data, or edges")
+    rest = {name: value for name, value in given.items() if name != "strata"}
+    numbers = load_data(validation, regression=True)[1]
+    return {**rest, "edges": list(quantile_edges(numbers, given["strata"]))}
+
+
+def _target_from(given: Mapping[str, Any]) -> Target:
+    """Return a plan's target, with what it may leave out."""
+    if "strata" in given:
+        raise ConfigError("plan: target: expected edges; strata are counted in plan files alone")
+    if "edges" not in given or "scale" not in given:
+        raise ConfigError("plan: target: expected edges and scale")
+    usual: dict[str, Any] = {"kind": "regression", "unit": ""}
+    if "tolerance" not in given:
+        usual["tolerance"] = Target((), given["scale"], given["scale"]).scale / TOLERANCE_OF_SCALE
+    try:
+        return Target.from_dict({**usual, **given})
+    except ConfigError as exc:
+        raise ConfigError(f"plan: {exc}") from None
 
 
 def _parse_toml(path: Path, text: bytes) -> Any:
@@ -369,13 +427,15 @@ def _parse_toml(path: Path, text: bytes) -> Any:
     return tomllib.loads(text.decode())
 
 
-def load_data(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def load_data(path: Path, *, regression: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Read labelled points: ``x`` [points, features] and ``y`` [points].
 
     Parameters
     ----------
     path : Path
         ``.npz`` with the arrays x and y, or the safetensors file of a validation set.
+    regression : bool
+        Whether `y` are numbers to be learnt, float32; otherwise they are classes.
 
     Raises
     ------
@@ -386,9 +446,14 @@ def load_data(path: Path) -> tuple[np.ndarray, np.ndarray]:
         if path.stat().st_size > DATA_BYTES_MAX:
             raise ConfigError(f"{path}: expected at most {DATA_BYTES_MAX} bytes")
         if path.suffix != ".npz":
-            return load_validation_set(path.read_bytes())
+            return load_validation_set(path.read_bytes(), regression=regression)
         with np.load(path, allow_pickle=False) as arrays:
-            return np.asarray(arrays["x"], np.float32), np.asarray(arrays["y"], np.int64)
+            y = np.asarray(arrays["y"], np.float32 if regression else np.int64)
+            if not np.isfinite(y).all():
+                raise ConfigError(f"{path}: y: expected finite numbers")
+            return np.asarray(arrays["x"], np.float32), y
+    except ConfigError:
+        raise
     except (OSError, KeyError, ValueError) as exc:
         raise ConfigError(f"{path}: expected arrays x and y: {exc}") from exc
 

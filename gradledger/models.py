@@ -380,10 +380,18 @@ class Model:
     def doubt_micro(self, x: npt.ArrayLike, y: npt.ArrayLike) -> int:
         """Return the model's doubt in the right answers, in 1e-6 units, rounded down.
 
-        A smooth error: the mean over the rows of ``1 + max(ln(1 - p), -30) / 30``, p being the
-        softmax probability of the row's label. 1 where the label is held impossible, 0 where no
-        doubt is left. Unlike cross-entropy and Brier score it still tells apart the rows that are
-        answered rightly, which are nearly all rows of a trained model.
+        A smooth error: the mean of `doubts`.
+        """
+        doubt = float(np.mean(self.doubts(x, y)))
+        return min(max(int(doubt * ERROR_SCALE), 0), ERROR_SCALE)
+
+    def doubts(self, x: npt.ArrayLike, y: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Return the model's doubt in the right answer to each row, 0 to 1.
+
+        ``1 + max(ln(1 - p), -30) / 30``, p being the softmax probability of the row's label. 1
+        where the label is held impossible, 0 where no doubt is left. Unlike cross-entropy and Brier
+        score it still tells apart the rows that are answered rightly, which are nearly all rows of
+        a trained model.
         """
         labels = np.asarray(y)
         if self.network.regresses():
@@ -400,8 +408,8 @@ class Model:
         shares[np.arange(len(labels)), labels] = 0.0
         with np.errstate(divide="ignore"):
             logs = np.log(shares.sum(axis=1) / total)
-        doubt = float(np.mean(1 + np.maximum(logs, -DOUBT_NATS) / DOUBT_NATS))
-        return min(max(int(doubt * ERROR_SCALE), 0), ERROR_SCALE)
+        found: npt.NDArray[np.float64] = 1 + np.maximum(logs, -DOUBT_NATS) / DOUBT_NATS
+        return found
 
     def to_bytes(self, metadata: Mapping[str, str] | None = None) -> bytes:
         """Return the safetensors file of this model.

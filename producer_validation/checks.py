@@ -11,6 +11,11 @@ The order is length, version, range, relation:
 3. relation: `open_upload` (readers, seal), `check_payload` (ciphertexts under the key, or the model
    measured again), `find_duplicate` (against the round's other uploads).
 
+What can be said of an update in the clear, `check_update` says: in sealed mode of every upload, in
+paillier mode of those that were drawn for an audit and opened. Codes may differ among honest
+validators, since one may know an earlier series that another never saw (`name_series`); whether an
+upload is refused does not.
+
 The bytes of an upload are hostile throughout. What the owner publishes (model, validation set)
 is hostile as well, but it is not the device that must answer for it: there `MaterialError` is
 raised and no verdict given.
@@ -28,7 +33,7 @@ import numpy.typing as npt
 
 from gradledger import envelope
 from gradledger.card import task_codec
-from gradledger.chain.contract import Member, Mode, Round, Task, VerdictCode
+from gradledger.chain.contract import Member, Mode, Round, Rule, Task, VerdictCode
 from gradledger.chain.names import name_to_int
 from gradledger.codec import Codec
 from gradledger.envelope import HEADER_BYTES, READER_BYTES, TAG_BYTES, Header, Kind, PayloadCodec
@@ -41,12 +46,14 @@ from gradledger.errors import (
     PaillierError,
     ValidationSetError,
 )
-from gradledger.models import ERROR_SCALE, Model
+from gradledger.models import Model
 from gradledger.paillier import PaillierPublicKey
+from gradledger.target import Target
 from gradledger.validation import Draw, read_issued_set
+from producer_validation import measuring
+from producer_validation.measuring import Views
 
 __all__ = [
-    "ERROR_TOLERANCE_EXAMPLES",
     "VALIDATORS_MAX",
     "Known",
     "MaterialError",
@@ -57,18 +64,17 @@ __all__ = [
     "check_blob",
     "check_header",
     "check_payload",
+    "check_update",
     "find_duplicate",
     "judge",
+    "measure_of",
+    "name_series",
     "open_upload",
     "read_model",
     "read_set",
     "update_bytes_max",
     "update_payload_bytes",
 ]
-
-ERROR_TOLERANCE_EXAMPLES = 2
-"""Answers by which a measured error may differ from the reported one: rounding to codes and another
-machine's float32 sums can each turn an example that lies on the border of two classes."""
 
 VALIDATORS_MAX = 32
 """Of a task, a limit of the contract."""
@@ -100,23 +106,35 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Measure:
-    """What the error of an update is measured with (sealed mode).
+    """What an update in the clear is measured with. Made by `measure_of`.
 
     Parameters
     ----------
     model : Model
         The round's, T_(version-1).
     x : array of float32, shape (m, features)
-    y : array of int64, shape (m,)
+    y : array of int64, shape (m,); of a regression float32
         The set issued to the device.
-    error_last : int
-        End of the device's series, 1e-6 units.
+    error_last : int or None
+        End of the device's series, 1e-6 units; None: it says nothing about the update.
+    error_first : int or None
+        Its beginning; None: the series has no error of the received model.
+    error_before : int or None
+        Its last but one, under the rule gain.
+    rule : Rule
+        Of the round. Under gain the first error and the last but one are doubts.
+    norm_max_e6 : int
+        Largest L2 norm of an update, 1e-6 units; 0: any.
     """
 
     model: Model
     x: npt.NDArray[np.float32]
-    y: npt.NDArray[np.int64]
-    error_last: int
+    y: npt.NDArray[Any]
+    error_last: int | None
+    error_first: int | None = None
+    error_before: int | None = None
+    rule: Rule = Rule.TREND
+    norm_max_e6: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,10 +147,13 @@ class Opened:
         In the clear (paillier mode: the ciphertexts), of its exact length.
     digest : bytes, length 32
         SHA-256 of the payload.
+    sketch : bytes
+        Of the update (`measuring.update_sketch`); empty in paillier mode.
     """
 
     payload: bytes = field(repr=False)
     digest: bytes
+    sketch: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)
@@ -147,11 +168,14 @@ class Known:
         Of its payload.
     accepted : bool
         Whether the chain has accepted it already.
+    sketch : bytes
+        Of its update, where that is known.
     """
 
     account: str
     digest: bytes
     accepted: bool
+    sketch: bytes = field(default=b"", repr=False)
 
 
 # ---- lengths ------------------------------------------------------------------------------------
@@ -339,7 +363,10 @@ def open_upload(
             VerdictCode.MALFORMED,
             f"expected a payload of {payload_bytes} bytes, got {len(payload)}",
         )
-    return Opened(payload, hashlib.sha256(payload).digest())
+    sketch = b""
+    if task.terms.mode is Mode.SEALED:
+        sketch = measuring.update_sketch(task_codec(task).from_bytes(payload))
+    return Opened(payload, hashlib.sha256(payload).digest(), sketch)
 
 
 def check_payload(
@@ -367,13 +394,16 @@ def check_payload(
     Raises
     ------
     MaterialError
-        The model and the validation set do not fit together.
+        The model and the validation set do not fit together, or the model takes too long.
+    ConfigError
+        ONNX Runtime is not installed.
 
     Notes
     -----
-    Pure; the same at every honest validator, but for float32 sums on another machine, which
-    `ERROR_TOLERANCE_EXAMPLES` absorbs. A Byzantine device can encrypt slots out of range, which no
-    validator sees (the owner checks the sums), and, in paillier mode, report any errors.
+    Pure; the same at every honest validator, but for float32 sums on another machine, which the
+    tolerances of `producer_validation.measuring` absorb. A Byzantine device can encrypt slots out
+    of range, which no validator sees (the owner checks the sums), and, in paillier mode, report any
+    errors unless it is drawn for an audit.
     """
     if key is not None:
         try:
@@ -381,41 +411,207 @@ def check_payload(
         except PaillierError as error:
             return Refusal(VerdictCode.OUT_OF_RANGE, str(error))
     if measure is not None:
-        return _check_error(payload, codec, measure)
+        try:
+            codes = codec.from_bytes(payload)
+        except CodecError as error:
+            return Refusal(VerdictCode.OUT_OF_RANGE, str(error))
+        return check_update(codes, codec, measure)
     return None
 
 
-def _check_error(payload: bytes, codec: Codec, measure: Measure) -> Refusal | None:
-    """Compare the end of a series with the error of model + update."""
-    try:
-        update = codec.dequantise(codec.from_bytes(payload))
-    except CodecError as error:
-        return Refusal(VerdictCode.OUT_OF_RANGE, str(error))
-    try:
-        with np.errstate(over="ignore"):
-            model = measure.model.with_vector(measure.model.vector + update)
-        found = model.error_micro(measure.x, measure.y)
-    except ModelError as error:
-        raise MaterialError(f"the error cannot be measured: {error}") from error
-    # rounding up covers that both errors were rounded down
-    tolerance = -(-ERROR_TOLERANCE_EXAMPLES * ERROR_SCALE // len(measure.y))
-    if abs(found - measure.error_last) <= tolerance:
-        return None
-    return Refusal(
-        VerdictCode.ERROR_MISMATCH,
-        f"expected a last error of {found} +- {tolerance} (measured), "
-        f"{measure.error_last} was reported",
+# ---- an update in the clear ---------------------------------------------------------------------
+
+
+def measure_of(
+    round_: Round,
+    member: Member,
+    model: Model,
+    x: npt.NDArray[np.float32],
+    y: npt.NDArray[Any],
+    *,
+    tells_update: bool = True,
+) -> Measure:
+    """Return what a device's update is measured with.
+
+    Parameters
+    ----------
+    round_ : Round
+    member : Member
+        The device's row, with the upload of this round.
+    model : Model
+        From `read_model`.
+    x, y : arrays
+        From `read_set`.
+    tells_update : bool
+        False in a task with differential privacy whose series is the received model's error alone
+        (`Privacy.update_error`).
+
+    Returns
+    -------
+    Measure
+        Pure.
+    """
+    rule = round_.rule
+    last, first = member.error_last, member.error_first
+    alone = hashlib.sha256(last.to_bytes(4, "little")).digest()
+    return Measure(
+        model,
+        x,
+        y,
+        error_last=last if tells_update else None,
+        # A series of one error has none of the received model but where it has only that.
+        error_first=None if tells_update and member.series_hash == alone else first,
+        error_before=member.error_before if rule is Rule.GAIN else None,
+        rule=rule,
+        norm_max_e6=round_.norm_max_e6,
     )
 
 
-def find_duplicate(account: str, digest: bytes, others: Iterable[Known]) -> Refusal | None:
-    """Refuse a payload that another device of the round sent as well.
+def check_update(codes: npt.NDArray[np.uint16], codec: Codec, measure: Measure) -> Refusal | None:
+    """Check an update in the clear: its norm, the device's series, and under gain what it learnt.
 
-    Of several equal payloads one is accepted: the one that the chain has accepted already; while
-    none is, the one whose account has the smallest 64-bit value. When each was recorded is not in
-    the tables, so that no fairer order is the same for everybody. Who copies must have opened the
-    original first, and that takes a validator's key (sealed mode: or the owner's); by then the
-    original has as a rule been accepted.
+    Parameters
+    ----------
+    codes : array of uint16, shape (parameters,)
+        The update: of a sealed upload, or from the opening of a drawn one.
+    codec : Codec
+        The task's.
+    measure : Measure
+
+    Returns
+    -------
+    Refusal or None
+        Codes in this order: `NORM`, `NO_UPDATE`, `ERROR_MISMATCH`; under the rule gain `NO_GAIN`
+        where no doubt moved, `CLASS_CLAIM`, and `NO_GAIN` where doubts moved but did not fall.
+
+    Raises
+    ------
+    MaterialError, ConfigError
+        As `check_payload`.
+
+    Notes
+    -----
+    Pure; norm and emptiness are exact. For the rest see `check_payload`.
+    """
+    if measuring.norm_exceeds(codes, codec, measure.norm_max_e6):
+        found = measuring.norm_e6(codes, codec)
+        return Refusal(
+            VerdictCode.NORM, f"expected a norm of at most {measure.norm_max_e6}, got {found}"
+        )
+    if measuring.is_next_to_nothing(codes):
+        return Refusal(VerdictCode.NO_UPDATE, "expected an update, got none but rounding")
+    is_gain = measure.rule is Rule.GAIN
+    try:
+        before, after = measuring.views(
+            measure.model, codes, codec, measure.x, measure.y, doubts=is_gain
+        )
+    except ModelError as error:
+        raise MaterialError(f"the error cannot be measured: {error}") from error
+    refusal = _check_series(measure, before, after)
+    if refusal is None and is_gain:
+        refusal = _check_gain(before, after)
+    return refusal
+
+
+def _check_series(measure: Measure, before: Views, after: Views) -> Refusal | None:
+    """Compare the numbers of a series that the chain keeps with the measured ones."""
+    errors = measuring.error_tolerance(len(measure.y))
+    if measure.model.network.regresses():
+        errors = measuring.DOUBT_TOLERANCE
+    is_gain = measure.rule is Rule.GAIN
+    doubts = measuring.DOUBT_TOLERANCE if is_gain else errors
+    rows = (
+        ("first", measure.error_first, before.doubt if is_gain else before.error, doubts),
+        ("last but one", measure.error_before, after.doubt, doubts),
+        ("last", measure.error_last, after.error, errors),
+    )
+    for name, reported, found, tolerance in rows:
+        if reported is not None and abs(found - reported) > tolerance:
+            return Refusal(
+                VerdictCode.ERROR_MISMATCH,
+                f"expected a {name} error of {found} +- {tolerance} (measured), "
+                f"{reported} was reported",
+            )
+    return None
+
+
+def _check_gain(before: Views, after: Views) -> Refusal | None:
+    """Ask what an update under the rule gain must have learnt."""
+    if measuring.moved_nothing(after):
+        return Refusal(
+            VerdictCode.NO_GAIN,
+            f"expected doubts to move by {measuring.MOVED_LEAST} in the mean, "
+            f"they moved by {after.moved:.4f}",
+        )
+    unknown = measuring.unknown_class(before, after)
+    if unknown is not None:
+        was, is_now = before.classes[unknown], after.classes[unknown]
+        return Refusal(
+            VerdictCode.CLASS_CLAIM,
+            f"expected an update that knows class {unknown}: doubt {was.doubt:.4f} before it, "
+            f"{is_now.doubt:.4f} with it, {is_now.wrong} of {is_now.points} answered wrongly",
+        )
+    if measuring.without_gain(before, after):
+        return Refusal(
+            VerdictCode.NO_GAIN,
+            f"expected the doubt to fall further than from {before.doubt} to {after.doubt}",
+        )
+    return None
+
+
+def name_series(
+    refusal: Refusal, member: Member, rows: Iterable[Member], *, is_earlier: bool
+) -> Refusal:
+    """Say of a series that does not fit its update where it comes from, if that is known.
+
+    Parameters
+    ----------
+    refusal : Refusal
+        Returned as it is unless its code is `ERROR_MISMATCH`.
+    member : Member
+        The device's row.
+    rows : iterable of Member
+        Rows with uploads of the same round.
+    is_earlier : bool
+        Whether this validator knows the series as one that the device reported in an earlier round
+        (`SeenUploads.had_series`).
+
+    Returns
+    -------
+    Refusal
+        `REPLAYED_SERIES`, `COPIED_SERIES`, or what was given.
+    """
+    if refusal.code is not VerdictCode.ERROR_MISMATCH:
+        return refusal
+    if is_earlier:
+        return Refusal(
+            VerdictCode.REPLAYED_SERIES, f"{refusal.reason}; it is the series of an earlier round"
+        )
+    for row in rows:
+        is_other = row.account != member.account and row.upload_version == member.upload_version
+        if is_other and row.series_hash == member.series_hash:
+            return Refusal(
+                VerdictCode.COPIED_SERIES,
+                f"{refusal.reason}; {row.account} reported the same series",
+            )
+    return refusal
+
+
+# ---- beside the round's other uploads -----------------------------------------------------------
+
+
+def find_duplicate(
+    account: str, digest: bytes, others: Iterable[Known], sketch: bytes = b""
+) -> Refusal | None:
+    """Refuse a payload, or an update, that another device of the round sent as well.
+
+    The same are two equal payloads, and two updates that are less than a hundredth of the longer
+    one apart, by their sketches. Of several one is accepted: the one that the chain has accepted
+    already; while none is, the one whose account has the smallest 64-bit value. When each was
+    recorded is not in the tables, so that no fairer order is the same for everybody. Who copies
+    must have opened the original first, and that takes a validator's key (sealed mode: or the
+    owner's); by then the original has as a rule been accepted. In a round that commits before it
+    reveals nobody has the bytes before the last upload is recorded.
 
     Parameters
     ----------
@@ -426,6 +622,8 @@ def find_duplicate(account: str, digest: bytes, others: Iterable[Known]) -> Refu
     others : iterable of Known
         Uploads of the same round; only those that are acceptable otherwise, so that nobody can
         have an honest upload refused with a copy that would be refused itself.
+    sketch : bytes
+        Of its update, where that is known.
 
     Returns
     -------
@@ -435,17 +633,26 @@ def find_duplicate(account: str, digest: bytes, others: Iterable[Known]) -> Refu
     -----
     Pure, and the same at validators that see the same rows. Two that see a copy appear at
     different moments may vote differently; then neither copy gets a quorum, or one does. A copy
-    with one code changed, or encrypted again, is not seen here.
+    that was altered by more, or (paillier mode) encrypted again, is not seen here.
     """
     own = name_to_int(account)
-    equal = [one for one in others if one.digest == digest and one.account != account]
-    winners = [one for one in equal if one.accepted] or [
-        one for one in equal if name_to_int(one.account) < own
+    rivals = [
+        one
+        for one in others
+        if one.account != account and (one.accepted or name_to_int(one.account) < own)
     ]
+    near = measuring.is_near(sketch, [one.sketch for one in rivals])
+    same = [
+        one for one, is_near in zip(rivals, near, strict=True) if is_near or one.digest == digest
+    ]
+    winners = [one for one in same if one.accepted] or same
     if not winners:
         return None
-    first = min(winners, key=lambda one: name_to_int(one.account)).account
-    return Refusal(VerdictCode.DUPLICATE, f"expected an update of its own, got the one of {first}")
+    first = min(winners, key=lambda one: name_to_int(one.account))
+    what = "the one" if first.digest == digest else "nearly the one"
+    return Refusal(
+        VerdictCode.DUPLICATE, f"expected an update of its own, got {what} of {first.account}"
+    )
 
 
 def judge(
@@ -459,6 +666,8 @@ def judge(
     key: PaillierPublicKey | None = None,
     measure: Measure | None = None,
     others: Iterable[Known] = (),
+    rows: Iterable[Member] = (),
+    is_earlier: bool = False,
 ) -> tuple[VerdictCode, str]:
     """Return the verdict on an upload and the reason: all the steps in their order.
 
@@ -470,6 +679,8 @@ def judge(
         As `check_payload`.
     others
         As `find_duplicate`.
+    rows, is_earlier
+        As `name_series`.
 
     Returns
     -------
@@ -490,7 +701,9 @@ def judge(
         return opened.code, opened.reason
     refusal = check_payload(opened.payload, codec, key, measure)
     if refusal is None:
-        refusal = find_duplicate(member.account, opened.digest, others)
+        refusal = find_duplicate(member.account, opened.digest, others, opened.sketch)
+    else:
+        refusal = name_series(refusal, member, rows, is_earlier=is_earlier)
     return (refusal.code, refusal.reason) if refusal else (VerdictCode.ACCEPT, "")
 
 
@@ -523,6 +736,7 @@ def read_model(
     architecture: Mapping[str, Any],
     me: str,
     secret: bytes,
+    target: Target | None = None,
 ) -> Model:
     """Read the model of a round and check it against chain and card.
 
@@ -538,6 +752,8 @@ def read_model(
         This validator.
     secret : bytes
         Its X25519 secret.
+    target : Target, optional
+        Of the task card, where the task learns a number.
 
     Returns
     -------
@@ -551,7 +767,9 @@ def read_model(
     """
     parsed = _material(blob, "model", task, Kind.MODEL, round_.version, round_.model_hash)
     try:
-        model = Model.from_bytes(parsed.open(me, secret), architecture=architecture)
+        model = Model.from_bytes(
+            parsed.open(me, secret), architecture=architecture, target=target
+        )
     except (EnvelopeError, ModelError) as error:
         raise MaterialError(f"model of round {round_.version}: {error}") from None
     if model.parameters != task.terms.parameters:
@@ -563,8 +781,14 @@ def read_model(
 
 
 def read_set(
-    blob: bytes, task: Task, member: Member, me: str, secret: bytes, draw: Draw | None = None
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    blob: bytes,
+    task: Task,
+    member: Member,
+    me: str,
+    secret: bytes,
+    draw: Draw | None = None,
+    target: Target | None = None,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
     """Read the validation set issued to a device.
 
     Parameters
@@ -580,11 +804,13 @@ def read_set(
         Its X25519 secret.
     draw : Draw, optional
         Which committed points the device must have got; None: the task commits to none.
+    target : Target, optional
+        Of the task card, where the task learns a number.
 
     Returns
     -------
     x : array of float32, shape (m, features)
-    y : array of int64, shape (m,)
+    y : array of int64, or of float32 where the task learns a number, shape (m,)
         Pure.
 
     Raises
@@ -596,7 +822,7 @@ def read_set(
     what = f"validation set of {member.account}"
     parsed = _material(blob, what, task, Kind.VALIDATION_SET, member.set_version, member.set_hash)
     try:
-        return read_issued_set(parsed.open(me, secret), draw)
+        return read_issued_set(parsed.open(me, secret), draw, target)
     except (EnvelopeError, ModelError, ValidationSetError) as error:
         raise MaterialError(f"{what}: {error}") from None
 

@@ -1,6 +1,8 @@
-"""What a validator has judged before, on disk, so that a replay can be named in the log.
+"""What a validator has judged before, on disk, so that a replay can be named.
 
-A replayed envelope is refused without this (its header names its round); this adds whose it was.
+A replayed envelope is refused without this (its header names its round); this adds whose it was. A
+series that does not fit its update is refused without this as well; this adds that the device
+reported it in an earlier round.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from gradledger.errors import ConfigError
 __all__ = ["Earlier", "SeenUploads"]
 
 ENTRIES_MAX = 100_000
-_LINE_BYTES_MAX = 128
+_LINE_BYTES_MAX = 256
 _FILE_BYTES_MAX = 2 * ENTRIES_MAX * _LINE_BYTES_MAX
 
 
@@ -29,11 +31,14 @@ class Earlier:
     version : int
     account : str
         The device that recorded it first.
+    series_hash : bytes
+        Of its errors; empty where it was written down by an earlier release.
     """
 
     task: str
     version: int
     account: str
+    series_hash: bytes = b""
 
 
 class SeenUploads:
@@ -55,6 +60,7 @@ class SeenUploads:
     def __init__(self, folder: str | os.PathLike[str], account: str) -> None:
         self._path = Path(folder) / f"seen-{account}.txt"
         self._entries: OrderedDict[str, Earlier] = OrderedDict()
+        self._series: dict[tuple[str, str, bytes], int] = {}  # the first version that had it
         self._lines = 0
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,20 +72,36 @@ class SeenUploads:
         """Return the upload that had this hash first, or None."""
         return self._entries.get(upload_hash.hex())
 
-    def note(self, upload_hash: bytes, task: str, version: int, account: str) -> None:
+    def had_series(self, task: str, version: int, account: str, series_hash: bytes) -> bool:
+        """Return whether a device reported these errors in a round before this version."""
+        return self._series.get((task, account, series_hash), version) < version
+
+    def note(
+        self, upload_hash: bytes, task: str, version: int, account: str, series_hash: bytes = b""
+    ) -> None:
         """Remember an upload; the first one with a hash stands. Raises OSError."""
         digest = upload_hash.hex()
         if digest in self._entries:
             return
-        self._entries[digest] = Earlier(task, version, account)
-        if len(self._entries) > ENTRIES_MAX:
-            self._entries.popitem(last=False)
+        self._keep(digest, Earlier(task, version, account, series_hash))
         if self._lines >= 2 * ENTRIES_MAX:
             self._rewrite()
             return
         with self._path.open("a", encoding="ascii") as file:
-            file.write(f"{digest} {task} {version} {account}\n")
+            file.write(_line(digest, self._entries[digest]))
         self._lines += 1
+
+    def _keep(self, digest: str, one: Earlier) -> None:
+        if digest in self._entries:
+            return
+        self._entries[digest] = one
+        if one.series_hash:
+            self._series.setdefault((one.task, one.account, one.series_hash), one.version)
+        if len(self._entries) > ENTRIES_MAX:
+            _, gone = self._entries.popitem(last=False)
+            place = (gone.task, gone.account, gone.series_hash)
+            if self._series.get(place) == gone.version:
+                del self._series[place]
 
     def _load(self) -> None:
         """Read the file; a line that was cut off by a crash is left out."""
@@ -90,10 +112,9 @@ class SeenUploads:
         for line in text.splitlines():
             self._lines += 1
             parts = line.split(" ")
-            if len(parts) == 4 and len(parts[0]) == 64 and parts[2].isdecimal():
-                self._entries.setdefault(parts[0], Earlier(parts[1], int(parts[2]), parts[3]))
-        while len(self._entries) > ENTRIES_MAX:
-            self._entries.popitem(last=False)
+            if len(parts) in (4, 5) and len(parts[0]) == 64 and parts[2].isdecimal():
+                series = _digest(parts[4]) if len(parts) == 5 else b""
+                self._keep(parts[0], Earlier(parts[1], int(parts[2]), parts[3], series))
         if self._lines > len(self._entries):
             self._rewrite()
 
@@ -102,6 +123,19 @@ class SeenUploads:
         fresh = self._path.with_suffix(".new")
         with fresh.open("w", encoding="ascii") as file:
             for digest, one in self._entries.items():
-                file.write(f"{digest} {one.task} {one.version} {one.account}\n")
+                file.write(_line(digest, one))
         os.replace(fresh, self._path)
         self._lines = len(self._entries)
+
+
+def _line(digest: str, one: Earlier) -> str:
+    series = f" {one.series_hash.hex()}" if one.series_hash else ""
+    return f"{digest} {one.task} {one.version} {one.account}{series}\n"
+
+
+def _digest(text: str) -> bytes:
+    """Return a hash from a line of the file; empty where it is damaged."""
+    try:
+        return bytes.fromhex(text) if len(text) == 64 else b""
+    except ValueError:
+        return b""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,9 +18,11 @@ from judging import (
     ARCHITECTURE,
     PARAMETERS,
     POINTS_X,
+    POINTS_Y,
     PUBLIC,
     SECRETS,
     UPDATE,
+    VERSION,
     World,
     make_member,
     make_round,
@@ -27,11 +31,11 @@ from judging import (
 )
 
 from gradledger import envelope
-from gradledger.chain.contract import VerdictCode
+from gradledger.chain.contract import Rule, VerdictCode
 from gradledger.envelope import Kind, PayloadCodec
 from gradledger.models import Model
 from gradledger.paillier import PaillierPublicKey
-from producer_validation import checks
+from producer_validation import checks, measuring
 from producer_validation.checks import Known, MaterialError, judge
 
 ROWS: list[tuple[str, str, Callable[[World], tuple[bytes, dict[str, Any]]], VerdictCode, str]] = []
@@ -204,10 +208,10 @@ def factor_of_n(world: World) -> tuple[bytes, dict[str, Any]]:
     return world.sealed((3 * world.key.n).to_bytes(512, "big")), {}
 
 
-@row("sealed", VerdictCode.ERROR_MISMATCH, "expected a last error of 500000 +- 100000 (measured)")
-def zero_update(world: World) -> tuple[bytes, dict[str, Any]]:
-    """A free rider: it sends nothing, and reports the error of a good model."""
-    return world.sealed(world.codec.to_bytes(world.codec.quantise(np.zeros(PARAMETERS)))), {}
+@row("sealed", VerdictCode.ERROR_MISMATCH, "expected a last error of 1000000 +- 100000 (measured)")
+def forged_series(world: World) -> tuple[bytes, dict[str, Any]]:
+    """It makes the model worse, and reports the error of a good one."""
+    return world.sealed(world.codec.to_bytes(world.codec.quantise(-UPDATE))), {}
 
 
 @row("sealed", VerdictCode.ERROR_MISMATCH, "expected a last error of 1000000 +- 100000")
@@ -219,6 +223,66 @@ def harmful_update(world: World) -> tuple[bytes, dict[str, Any]]:
 def copied(world: World) -> tuple[bytes, dict[str, Any]]:
     digest = hashlib.sha256(world.payload).digest()
     return world.blob(), {"others": [Known("a", digest, False)]}
+
+
+GAIN_FIRST = 976_895  # the zero model's doubt: 1 + ln(1/2) / 30
+
+
+@row("sealed", VerdictCode.NO_UPDATE, "expected an update, got none but rounding")
+def zero_update(world: World) -> tuple[bytes, dict[str, Any]]:
+    """A free rider: it sends nothing, and reports the error of a good model."""
+    codes = world.codec.quantise(np.zeros(PARAMETERS))
+    return world.sealed(world.codec.to_bytes(codes)), {}
+
+
+@row("sealed", VerdictCode.NORM, "expected a norm of at most 1999000, got 1999969")
+def too_long_an_update(world: World) -> tuple[bytes, dict[str, Any]]:
+    measure = world.measure()
+    assert measure is not None
+    return world.blob(), {"measure": replace(measure, norm_max_e6=1_999_000)}
+
+
+def gain_row(world: World, update: Any) -> tuple[bytes, dict[str, Any]]:
+    """Return an upload with its true series under the rule gain."""
+    codes = world.codec.quantise(np.array(update, dtype=np.float32))
+    measure = world.measure()
+    assert measure is not None
+    after = measuring.views(measure.model, codes, world.codec, POINTS_X, POINTS_Y, doubts=True)[1]
+    blob = world.sealed(world.codec.to_bytes(codes))
+    one = replace(
+        measure,
+        rule=Rule.GAIN,
+        error_first=GAIN_FIRST,
+        error_before=after.doubt,
+        error_last=after.error,
+    )
+    return blob, {"measure": one}
+
+
+@row("sealed", VerdictCode.CLASS_CLAIM, "expected an update that knows class 1: doubt 0.97")
+def one_class_alone(world: World) -> tuple[bytes, dict[str, Any]]:
+    return gain_row(world, [0, 0, 0, 0, 1, -1])
+
+
+@row("sealed", VerdictCode.NO_GAIN, "expected doubts to move by 0.012 in the mean")
+def next_to_nothing(world: World) -> tuple[bytes, dict[str, Any]]:
+    return gain_row(world, 0.1 * UPDATE)
+
+
+@row("sealed", VerdictCode.NO_GAIN, "expected the doubt to fall further than from 976895 to 95")
+def less_than_training_gives(world: World) -> tuple[bytes, dict[str, Any]]:
+    return gain_row(world, 0.5 * UPDATE)
+
+
+@row("sealed", VerdictCode.REPLAYED_SERIES, "it is the series of an earlier round")
+def replayed_series(world: World) -> tuple[bytes, dict[str, Any]]:
+    return world.blob(), {"measure": world.measure(300_000), "is_earlier": True}
+
+
+@row("sealed", VerdictCode.COPIED_SERIES, "phone2 reported the same series")
+def copied_series(world: World) -> tuple[bytes, dict[str, Any]]:
+    rows = [make_member(), make_member("phone2"), make_member("phone0", upload_version=2)]
+    return world.blob(), {"measure": world.measure(300_000), "rows": rows}
 
 
 @pytest.mark.parametrize(
@@ -239,8 +303,11 @@ def test_every_verdict_about_bytes_has_a_row() -> None:
         VerdictCode.NONE,
         VerdictCode.ACCEPT,
         VerdictCode.UNAVAILABLE,  # there are no bytes: tested with the validator
+        VerdictCode.UNREVEALED,
+        VerdictCode.OPENING_MISMATCH,  # in an audit: tests of openings
         VerdictCode.SILENCE,  # the contract's own
         VerdictCode.UNDELIVERED,
+        VerdictCode.UNANSWERED,
     }
     assert {code for *_, code, _ in ROWS} == by_validator
 
@@ -289,6 +356,93 @@ def test_the_tolerance_covers_that_errors_are_rounded_down(sealed: World) -> Non
     for reported, code in ((333_333, VerdictCode.ACCEPT), (333_332, VerdictCode.ERROR_MISMATCH)):
         one = replace(measure, x=x, y=y, error_last=reported)
         assert judge(blob, **sealed.facts(blob, measure=one))[0] is code
+
+
+# ---- an update in the clear ---------------------------------------------------------------------
+
+
+def gain(world: World, update: Any, **reported: int) -> tuple[VerdictCode, str]:
+    """Judge an update under the rule gain whose series is true unless said otherwise."""
+    codes = world.codec.quantise(np.array(update, dtype=np.float32))
+    measure = world.measure()
+    assert measure is not None
+    before, after = measuring.views(
+        measure.model, codes, world.codec, POINTS_X, POINTS_Y, doubts=True
+    )
+    assert before.doubt == GAIN_FIRST
+    numbers = {
+        "error_first": GAIN_FIRST,
+        "error_before": after.doubt,
+        "error_last": after.error,
+        **reported,
+    }
+    blob = world.sealed(world.codec.to_bytes(codes))
+    one = replace(measure, rule=Rule.GAIN, **numbers)
+    return judge(blob, **world.facts(blob, measure=one))
+
+
+def test_gain_accepts_what_learnt_both_classes(sealed: World) -> None:
+    assert gain(sealed, UPDATE) == (VerdictCode.ACCEPT, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "by", "text"),
+    [
+        ("error_first", 501, "expected a first error of 976895 \\+- 500"),
+        ("error_before", -501, "expected a last but one error of 9"),
+        ("error_last", 100_001, "expected a last error of 0 \\+- 100000"),
+    ],
+)
+def test_every_number_that_the_chain_keeps_is_measured(
+    sealed: World, name: str, by: int, text: str
+) -> None:
+    true = {"error_first": GAIN_FIRST, "error_before": 929_102, "error_last": 0}
+    code, reason = gain(sealed, UPDATE, **{name: true[name] + by})
+    assert code is VerdictCode.ERROR_MISMATCH
+    assert re.match(text, reason)
+    within = by - 2 if by > 0 else by + 2  # rounding to codes moves a doubt by one
+    assert gain(sealed, UPDATE, **{name: true[name] + within})[0] is VerdictCode.ACCEPT
+
+
+def test_the_first_error_under_the_papers_rules_is_of_wrong_answers(sealed: World) -> None:
+    """The zero model answers class 0 always: half of the set is wrong."""
+    blob, measure = sealed.blob(), sealed.measure()
+    assert measure is not None
+    for first, code in ((500_000, VerdictCode.ACCEPT), (399_999, VerdictCode.ERROR_MISMATCH)):
+        one = replace(measure, error_first=first)
+        assert judge(blob, **sealed.facts(blob, measure=one))[0] is code
+
+
+def test_a_series_is_named_only_where_it_does_not_fit(sealed: World) -> None:
+    rows, blob = [make_member("phone2")], sealed.blob()
+    facts = sealed.facts(blob, rows=rows, is_earlier=True)
+    assert judge(blob, **facts)[0] is VerdictCode.ACCEPT
+    mismatch = checks.Refusal(VerdictCode.ERROR_MISMATCH, "m")
+    me = make_member()
+    for others in ([me], [make_member("phone2", upload_version=VERSION - 1)], []):
+        assert checks.name_series(mismatch, me, others, is_earlier=False) is mismatch
+    norm = checks.Refusal(VerdictCode.NORM, "n")
+    assert checks.name_series(norm, me, rows, is_earlier=True) is norm
+
+
+def test_what_an_update_is_measured_with_follows_from_the_rows() -> None:
+    model = Model(ARCHITECTURE, np.zeros(PARAMETERS))
+    series = hashlib.sha256(struct.pack("<3I", 7, 8, 9)).digest()
+    fields = {"error_first": 7, "error_before": 8, "error_last": 9}
+    member = make_member(series_hash=series, **fields)
+
+    def found(member: Any, rule: Rule = Rule.EITHER, **more: Any) -> tuple[Any, ...]:
+        round_ = make_round(rule=rule, norm_max_e6=5)
+        one = checks.measure_of(round_, member, model, POINTS_X, POINTS_Y, **more)
+        assert (one.rule, one.norm_max_e6) == (rule, 5)
+        return one.error_first, one.error_before, one.error_last
+
+    assert found(member) == (7, None, 9)
+    assert found(member, Rule.GAIN) == (7, 8, 9)
+    alone = hashlib.sha256(struct.pack("<I", 9)).digest()
+    single = make_member(series_hash=alone, error_first=9, error_before=9, error_last=9)
+    assert found(single) == (None, None, 9)
+    assert found(single, tells_update=False) == (9, None, None)
 
 
 # ---- duplicates ---------------------------------------------------------------------------------
@@ -369,7 +523,7 @@ def test_any_payload_under_a_right_seal_gets_a_verdict(paillier: World, payload:
 def test_any_codes_under_a_right_seal_get_a_verdict(sealed: World, payload: bytes) -> None:
     blob = sealed.sealed(payload)
     found = judge(blob, **sealed.facts(blob))[0]
-    assert found in (VerdictCode.ACCEPT, VerdictCode.ERROR_MISMATCH)
+    assert found in (VerdictCode.ACCEPT, VerdictCode.ERROR_MISMATCH, VerdictCode.NO_UPDATE)
 
 
 def test_no_reason_holds_a_secret(paillier: World) -> None:

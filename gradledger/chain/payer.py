@@ -37,7 +37,8 @@ from gradledger.errors import (
     error_from_check,
 )
 
-ACTIONS = ("join", "fedlearning")  # of the contract: what a device does, and a payer pays for
+# Of the contract: what a device does, and a payer pays for.
+ACTIONS = ("join", "fedlearning", "reveal", "openupload")
 PERMISSION = "cosign"
 TRIES_MAX = 3
 PAUSE_SEC = 0.5  # between tries

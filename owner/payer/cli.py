@@ -30,12 +30,13 @@ and in the app:
   Device("phone1", ..., payer="http://127.0.0.1:8899")
 
 The payer is the first authoriser of a device's own transaction, so the chain bills it and not the
-device. The service signs only `join` and `fedlearning` of its tasks, for admitted devices that have
-signed the transaction themselves, capped in CPU and NET, and no more often than its limits say.
+device. The service signs only what devices do in its tasks (`join`, `fedlearning`, `reveal`,
+`openupload`), for admitted devices that have signed the transaction themselves, capped in CPU and
+NET, and no more often than its limits say.
 Whatever else is asked gets a refusal: unknown_action, not_a_member, bad_signature, wrong_chain,
 replay, round_limit, device_limit, task_limit, ... What it signed lies in --state and outlives it.
 
-The key that signs is not the account's own: the chain refuses it everywhere but in those two
+The key that signs is not the account's own: the chain refuses it everywhere but in those
 actions, and there it is nothing without the device's signature. Give the payer an account of its
 own, with no tokens and little RAM, so that even a stolen key costs no more than CPU and NET.
 """
@@ -77,7 +78,7 @@ def add_commands(commands: Any) -> None:
     add_metrics_option(run)
     limits = run.add_argument_group("limits")
     for name, text in (
-        ("per-round", "signatures for one device's upload in a round (default 3)"),
+        ("per-round", "signatures for each step of one device's upload in a round (default 3)"),
         ("per-device-hour", "signatures for one device in an hour (default 60)"),
         ("per-task-hour", "signatures for one task in an hour (default 20000)"),
         ("cpu-ms", "CPU cap of one transaction (default 50)"),
@@ -173,6 +174,7 @@ class _Place:
 
 
 def _setup(args: argparse.Namespace) -> None:
+    from gradledger.chain.payer import ACTIONS
     from owner.payer.setup import check, load_cosign_key, setup
 
     place = _Place(args)
@@ -193,7 +195,7 @@ def _setup(args: argparse.Namespace) -> None:
         return
     print(f"{place.key_path}: the cosigning key of {account}, {public}")
     done = "was there already" if trx is None else f"made by transaction {trx}"
-    print(f"{account}@cosign, for join and fedlearning of {place.contract} alone: {done}")
+    print(f"{account}@cosign, for {', '.join(ACTIONS)} of {place.contract} alone: {done}")
 
 
 def _run(args: argparse.Namespace) -> int:

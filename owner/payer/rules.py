@@ -25,6 +25,7 @@ from gradledger.chain.contract import (
     Role,
     Round,
     RoundState,
+    UploadState,
     contract_abi,
 )
 from gradledger.chain.keys import PrivateKey, PublicKey, recover_key
@@ -105,7 +106,8 @@ class Limits:
     Attributes
     ----------
     per_round : int
-        Signatures for one device's upload in one round: a transaction that expired is signed anew.
+        Signatures for each step of one device's upload in one round (recording it, revealing its
+        CID, opening it for an audit): a transaction that expired is signed anew.
     per_device_hour : int
         For one device in all tasks.
     per_task_hour : int
@@ -376,7 +378,7 @@ class Cosigner:
             if one.account != self.view.contract or one.name not in ACTIONS:
                 raise Refusal(
                     "unknown_action",
-                    f"expected {' or '.join(ACTIONS)} of {self.view.contract}, got "
+                    f"expected {', '.join(ACTIONS)} of {self.view.contract}, got "
                     f"{one.name} of {one.account}",
                 )
         if len(actions) != 1:
@@ -387,7 +389,7 @@ class Cosigner:
                 raise ConfigError("not their shortest form")
         except ConfigError as error:
             raise Refusal("malformed_transaction", f"arguments of {first.name}: {error}") from None
-        task, device = data["task"], data["device" if first.name == "fedlearning" else "account"]
+        task, device = data["task"], data["account" if first.name == "join" else "device"]
         if task not in self.tasks:
             raise Refusal("unknown_task", f"this payer pays for {', '.join(self.tasks)} alone")
         expected = ((self.account, self.permission), (device, "active"))
@@ -438,7 +440,8 @@ class Cosigner:
         # Only the device itself gets as far as here, and learns what was signed for it.
         if self._recorded(lambda: self.record.find(transaction.id)) is not None:
             raise _replay(transaction.id)
-        if transaction.actions[0].name != "fedlearning":
+        name = transaction.actions[0].name
+        if name == "join":
             return
         if not member.joined:
             raise Refusal("not_joined", f"{device} has not joined task {task}")
@@ -449,14 +452,43 @@ class Cosigner:
         if version != newest:
             code = "stale_version" if version < newest else "future_version"
             raise Refusal(code, f"got version {version}, the current version is {newest}")
-        if found.state is not RoundState.OPEN:
-            raise Refusal("round_not_open", f"round {newest} is {found.state.name.lower()}")
-        if now >= found.deadline:
-            raise Refusal(
-                "deadline_passed", f"expected an upload before {found.deadline}, it is {now}"
-            )
+        phase, code, deadline = {
+            "fedlearning": (RoundState.OPEN, "round_not_open", found.deadline),
+            "reveal": (RoundState.VERIFYING, "round_not_closed", found.reveal_deadline),
+            "openupload": (RoundState.AUDITING, "not_auditing", found.audit_deadline),
+        }[name]
+        if found.state is not phase:
+            raise Refusal(code, f"round {newest} is {found.state.name.lower()}")
+        if now >= deadline:
+            raise Refusal("deadline_passed", f"expected {name} before {deadline}, it is {now}")
+        if name == "fedlearning":
+            self._check_upload(member, version)
+        else:
+            self._check_step(name, member, version)
+
+    @staticmethod
+    def _check_upload(member: Member, version: int) -> None:
+        device = member.account
         if member.upload_version >= version:
             raise Refusal("second_upload", f"expected one upload of {device} for version {version}")
+        if member.barred_until >= version:
+            raise Refusal(
+                "barred", f"{device} failed an audit, and is barred up to {member.barred_until}"
+            )
+
+    @staticmethod
+    def _check_step(name: str, member: Member, version: int) -> None:
+        """What follows an upload is paid for once, and only if the chain asks for it."""
+        device = member.account
+        if member.upload_version != version:
+            raise Refusal("unknown_upload", f"{device} has no upload in round {version}")
+        if name == "openupload" and member.upload_state is not UploadState.DRAWN:
+            raise Refusal("not_drawn", f"the upload of {device} is not under audit")
+        code, known = ("already_revealed", member.upload_cid)
+        if name == "openupload":
+            code, known = ("already_opened", member.opening_cid)
+        if known:
+            raise Refusal(code, f"the CID of {device} for version {version} is known")
 
     def _check_limits(self, signed: Signed, used: Used) -> None:
         limits = self.limits

@@ -1,8 +1,8 @@
 """The key that cosigns, and the permission under which it can do nothing else.
 
-The permission hangs below `active` and is linked to the two actions of the contract that a device
-takes. Each of them demands the device's own authority as well, so that the key alone authorises
-nothing there, and the chain refuses it everywhere else.
+The permission hangs below `active` and is linked to the actions of the contract that a device
+takes, and to nothing else. Each of them demands the device's own authority as well, so that the key
+alone authorises nothing there, and the chain refuses it everywhere else.
 """
 
 from __future__ import annotations

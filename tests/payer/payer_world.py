@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from gradledger.chain.contract import Role, RoundState, contract_abi
+from gradledger.chain.contract import Role, RoundState, UploadState, contract_abi
 from gradledger.chain.keys import PrivateKey, PublicKey
 from gradledger.chain.payer import with_payer
 from gradledger.chain.transaction import Action, Transaction
@@ -40,12 +40,38 @@ class View:
             name: PrivateKey.generate() for name in ("phone1", "phone2", "newphone", "judge")
         }
         self.members = {
-            name: SimpleNamespace(role=Role.DEVICE, joined=True, upload_version=0)
+            name: SimpleNamespace(
+                account=name,
+                role=Role.DEVICE,
+                joined=True,
+                upload_version=0,
+                upload_state=UploadState.NONE,
+                upload_cid="",
+                opening_cid="",
+                barred_until=0,
+            )
             for name in self.keys
         }
         self.members["newphone"].joined = False
         self.members["judge"].role = Role.VALIDATOR
-        self.round: Any = SimpleNamespace(version=1, state=RoundState.OPEN, deadline=NOW + 100)
+        self.round: Any = SimpleNamespace(
+            version=1,
+            state=RoundState.OPEN,
+            deadline=NOW + 100,
+            reveal_deadline=0,
+            audit_deadline=0,
+        )
+
+    def ask_for(self, step: str) -> None:
+        """Put the round where it waits for what follows an upload, which every device has made."""
+        is_audit = step == "openupload"
+        self.round.state = RoundState.AUDITING if is_audit else RoundState.VERIFYING
+        self.round.deadline = NOW
+        self.round.reveal_deadline = NOW + (0 if is_audit else 100)
+        self.round.audit_deadline = NOW + 100 if is_audit else 0
+        for one in self.members.values():
+            one.upload_version = 1
+            one.upload_state = UploadState.DRAWN if is_audit else UploadState.PENDING
 
     def now(self) -> int:
         if self.fails:
@@ -118,6 +144,13 @@ class World:
         }
         packed = self.abi.pack_action("fedlearning", data)
         return Action(CONTRACT, "fedlearning", ((device, "active"),), packed)
+
+    def step(self, name: str, device: str = "phone1", version: int = 1, task: str = TASK) -> Action:
+        """Return a device's own `reveal` or `openupload`; no two are equal."""
+        cid = digest_to_cid(os.urandom(32))
+        data = {"task": task, "device": device, "version": version, "cid": cid}
+        packed = self.abi.pack_action(name, data)
+        return Action(CONTRACT, name, ((device, "active"),), packed)
 
     def transaction(self, *actions: Action, **changes: Any) -> Transaction:
         """Return a transaction that the rules like, but for `changes`."""

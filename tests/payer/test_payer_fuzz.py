@@ -15,6 +15,7 @@ import pytest
 from payer_world import CHAIN_ID, CONTRACT, PAYER, TASK, World, raw_exchange
 
 from gradledger.chain.keys import PrivateKey, recover_key
+from gradledger.chain.payer import ACTIONS
 from gradledger.chain.transaction import Action, Transaction
 from owner.payer.service import PayerServer
 
@@ -130,7 +131,10 @@ def hostile(rng: random.Random, world: World) -> Transaction:
     permissions = ("active", "owner", "cosign", "")
 
     def one() -> Action:
-        act = rng.choice((world.upload, world.join))(rng.choice(names[:4]))
+        device = rng.choice(names[:4])
+        act = rng.choice((world.upload, world.join))(device)
+        if rng.random() < 0.3:
+            act = world.step(rng.choice(("reveal", "openupload")), device, rng.choice((0, 1, 1, 2)))
         levels = tuple(
             (rng.choice(names), rng.choice(permissions)) for _ in range(rng.randrange(4))
         )
@@ -177,15 +181,17 @@ def check_signed(world: World, body: bytes, answer: Any) -> None:
     digest = transaction.signing_digest(CHAIN_ID)
     assert recover_key(digest, answer["signature"]) == world.key.public
     (act,) = transaction.actions
-    assert act.account == CONTRACT and act.name in ("join", "fedlearning")
+    assert act.account == CONTRACT and act.name in ACTIONS
     data = world.abi.unpack(act.name, act.data)
     device = data["account" if act.name == "join" else "device"]
     assert data["task"] == TASK and act.authorization == ((PAYER, "cosign"), (device, "active"))
     assert recover_key(digest, request["signature"]) == world.view.keys[device].public
     assert 1 <= transaction.cpu_ms_max <= 50 and 1 <= transaction.net_words_max <= 128
     assert 0 < transaction.expiration - world.view.time <= 120
-    if act.name == "fedlearning":
+    if act.name != "join":
         assert data["version"] == 1 and device in ("phone1", "phone2")
+        phases = {"fedlearning": 1, "reveal": 2, "openupload": 4}
+        assert world.view.round.state == phases[act.name]
 
 
 def test_no_malformed_request_is_signed_and_none_is_a_fault(
@@ -238,6 +244,30 @@ def test_a_member_gets_nothing_signed_but_what_it_may_do(world: World) -> None:
     # Whatever is asked, some of it is right: the checks that it is are no idle ones.
     assert codes["signed"] > 20
     assert {"cap_exceeded", "expires_late", "expired", "wrong_role", "not_joined"} <= set(codes)
+    assert {"round_not_closed", "not_auditing"} & set(codes)
+
+
+@pytest.mark.parametrize("step", ["reveal", "openupload"])
+def test_what_follows_an_upload_is_signed_only_when_the_chain_asks_for_it(
+    world: World, step: str
+) -> None:
+    rng = random.Random(SEED + 3)
+    server = PayerServer(world.cosigner, port=0)
+    server.server_close()
+    world.view.ask_for(step)
+    codes: Counter[str] = Counter()
+    for number in range(HOSTILE // 3):
+        act = world.step(step, rng.choice(("phone1", "phone2", "newphone", "judge")))
+        good = world.request(world.transaction(act), act.authorization[0][0])
+        body = resigned(rng, world, good) if number % 2 else json.dumps(good).encode()
+        if number % 4 == 0:
+            body = json.dumps(world.request(hostile(rng, world))).encode()
+        status, answer = server.answer("/v1/payer/cosign", body)
+        codes[answer.get("code", "signed")] += 1
+        if status == 200:
+            check_signed(world, body, answer)
+    assert codes["internal_error"] == 0 and codes["signed"] > 50
+    assert {"wrong_role", "not_joined"} <= set(codes)
 
 
 def test_malformed_requests_over_http(world: World) -> None:

@@ -156,7 +156,7 @@ def test_every_refusal_reaches_the_device_as_an_error(scene: MakeScene, serve: S
     with pytest.raises(PayerRefusedError, match="bad_signature: expected a signature of"):
         payer.push(device.chain, join_action(s), key)  # a member's action, a stranger's key
     move = transfer("eosio.token", device.account, "bank", Asset(1, TOKEN))
-    with pytest.raises(PayerRefusedError, match="unknown_action: expected join or fedlearning of"):
+    with pytest.raises(PayerRefusedError, match="unknown_action: expected join, fedlearning,"):
         device.push(move)
     device.join(classes=[0])
     s.publish(1)
@@ -241,7 +241,7 @@ def test_the_cosigning_key_can_do_nothing_else(
         assert "missing_authority: " in refusal or "irrelevant authority" in refusal, action
         full = Action(action.account, action.name, ((payer, "active"),), action.data)
         assert try_with(limited_chain, full, key).startswith("missing_authority: "), action
-    # In its own two actions it passes the chain's check, and the contract's stops it.
+    # In its own actions it passes the chain's check, and the contract's stops it.
     refusal = try_with(limited_chain, as_cosign(act.join(s.task, payer, bytes([1]) * 32, 1)), key)
     assert refusal == f"not_a_member: {payer} is no member of task {s.task}"
     assert try_with(limited_chain, as_cosign(upload), key).startswith("not_a_member: ")

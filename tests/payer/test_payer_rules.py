@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from payer_world import CHAIN_ID, CONTRACT, NOW, PAYER, TASK, World
 
-from gradledger.chain.contract import RoundState
+from gradledger.chain.contract import RoundState, UploadState
 from gradledger.chain.keys import PrivateKey, recover_key
 from gradledger.chain.payer import with_payer
 from gradledger.chain.transaction import Action, Transaction
@@ -134,22 +134,22 @@ REFUSALS: dict[str, tuple[Change, int, str]] = {
     "a transfer": (
         of(lambda w: w.transaction(TRANSFER)),
         422,
-        "unknown_action: expected join or fedlearning of fedlearning, got transfer of eosio.token",
+        "expected join, fedlearning, reveal, openupload of fedlearning, got transfer of",
     ),
     "another action of the contract": (
         of(lambda w: w.transaction(replace(w.upload(), name="uploadgrad"))),
         422,
-        "unknown_action: expected join or fedlearning of fedlearning, got uploadgrad of fedlearn",
+        "expected join, fedlearning, reveal, openupload of fedlearning, got uploadgrad",
     ),
     "the same name elsewhere": (
         of(lambda w: w.transaction(replace(w.upload(), account="fedlearninh"))),
         422,
-        "unknown_action: expected join or fedlearning of fedlearning, got fedlearning of fedl",
+        "expected join, fedlearning, reveal, openupload of fedlearning, got fedlearning",
     ),
     "a transfer behind it": (
         of(lambda w: w.transaction(w.upload(), TRANSFER)),
         422,
-        "unknown_action: expected join or fedlearning of fedlearning, got transfer of eosio.token",
+        "expected join, fedlearning, reveal, openupload of fedlearning, got transfer of",
     ),
     "two uploads": (
         of(lambda w: w.transaction(w.upload(), w.upload())),
@@ -308,11 +308,15 @@ def test_a_stranger_is_refused_and_spends_no_limit(world: World) -> None:
         ),
         (
             lambda v: setattr(v.round, "deadline", NOW),
-            f"deadline_passed: expected an upload before {NOW}, it is {NOW}",
+            f"deadline_passed: expected fedlearning before {NOW}, it is {NOW}",
         ),
         (
             lambda v: setattr(v.members["phone1"], "upload_version", 1),
             "second_upload: expected one upload of phone1 for version 1",
+        ),
+        (
+            lambda v: setattr(v.members["phone1"], "barred_until", 1),
+            "barred: phone1 failed an audit, and is barred up to 1",
         ),
     ],
 )
@@ -322,6 +326,81 @@ def test_what_the_chain_would_refuse_is_not_paid_for(
     change(world.view)
     assert str(refused(world, world.good())) == message
     assert world.view.forgot == 1  # it looked again before it said no
+
+
+@pytest.mark.parametrize(
+    ("step", "change", "message"),
+    [
+        (
+            "reveal",
+            lambda v: setattr(v.round, "state", RoundState.OPEN),
+            "round_not_closed: round 1 is open",
+        ),
+        (
+            "reveal",
+            lambda v: setattr(v.round, "reveal_deadline", NOW),
+            f"deadline_passed: expected reveal before {NOW}, it is {NOW}",
+        ),
+        (
+            "reveal",
+            lambda v: setattr(v.members["phone1"], "upload_version", 0),
+            "unknown_upload: phone1 has no upload in round 1",
+        ),
+        (
+            "reveal",
+            lambda v: setattr(v.members["phone1"], "upload_cid", "Qm"),
+            "already_revealed: the CID of phone1 for version 1 is known",
+        ),
+        (
+            "openupload",
+            lambda v: setattr(v.round, "state", RoundState.VERIFYING),
+            "not_auditing: round 1 is verifying",
+        ),
+        (
+            "openupload",
+            lambda v: setattr(v.round, "audit_deadline", NOW),
+            f"deadline_passed: expected openupload before {NOW}, it is {NOW}",
+        ),
+        (
+            "openupload",
+            lambda v: setattr(v.members["phone1"], "upload_state", UploadState.ACCEPTED),
+            "not_drawn: the upload of phone1 is not under audit",
+        ),
+        (
+            "openupload",
+            lambda v: setattr(v.members["phone1"], "opening_cid", "Qm"),
+            "already_opened: the CID of phone1 for version 1 is known",
+        ),
+    ],
+)
+def test_what_follows_an_upload_is_paid_for_when_it_is_asked_for(
+    world: World, step: str, change: Callable[[Any], None], message: str
+) -> None:
+    world.view.ask_for(step)
+    change(world.view)
+    request = world.request(world.transaction(world.step(step)))
+    assert str(refused(world, request)) == message
+    other = world.request(world.transaction(world.step(step, version=2)))
+    assert refused(world, other).code == "future_version"
+
+
+def test_each_step_of_an_upload_has_its_own_limit(bounded: World) -> None:
+    world = bounded
+
+    def ask(act: Action) -> str:
+        try:
+            world.cosigner.cosign(world.request(world.transaction(act)))
+        except Refusal as refusal:
+            return refusal.code
+        return "signed"
+
+    assert ask(world.upload()) == "signed"
+    world.view.ask_for("reveal")
+    codes = [ask(world.step("reveal")) for _ in range(3)]
+    assert codes == ["signed", "signed", "round_limit"]
+    world.view.ask_for("openupload")
+    # Steps count for the device's hour as everything else does.
+    assert [ask(world.step("openupload")) for _ in range(2)] == ["signed", "device_limit"]
 
 
 def test_the_bounds_themselves_are_signed(world: World) -> None:

@@ -71,7 +71,7 @@ class SeededRandomness:
 
     def __init__(self, n: int, key_hash: bytes, seed: bytes, codes: NDArray[np.uint16]) -> None:
         check_seed(seed)
-        update = hashlib.sha256(np.ascontiguousarray(codes, dtype="<u2")).digest()
+        update = hashlib.sha256(np.ascontiguousarray(codes, dtype="<u2").data).digest()
         self._n = n
         self._prefix = _LABEL + key_hash + seed + update
 

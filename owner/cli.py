@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gradledger.chain.names import Symbol
     from gradledger.metrics import Metrics
     from gradledger.models import Model
+    from gradledger.target import Target
     from owner.owner import Owner
     from owner.plan import Plan
     from owner.run import RoundReport
@@ -54,6 +55,8 @@ The plan is JSON (or TOML with Python 3.11 and later):
    "devices": ["phone1", "phone2", "phone3"], "validators": ["val1", "val2", "val3", "val4"],
    "deposit": "100.0000 TOK", "price": "0.0010 TOK", "budget": "5.0000 TOK",
    "data": {"validation": "validation.npz", "test": "test.npz"}}
+A task that learns a number: "output": "identity" in the architecture, and "target":
+  {"strata": 5, "scale": 2, "unit": "km"}; the points' y are numbers then.
 With "clip": 20, "privacy": {"epsilon": 8, "delta": 1e-5, "clip_norm": 1} every device adds noise.
 Paths count from the plan's directory; .npz files hold the arrays x [points, features] and y.
 `python -c 'import owner; help(owner.Plan)'` describes every field and its default.
@@ -132,7 +135,7 @@ def add_commands(subparsers: Any) -> None:
     ):
         _add_version(_command(commands, name, action, text))
 
-    evaluate = _command(commands, "evaluate", _evaluate, "measure a model's accuracy")
+    evaluate = _command(commands, "evaluate", _evaluate, "measure a model on test data")
     evaluate.add_argument("--version", type=int, required=True, metavar="K", help="of model T_K")
     evaluate.add_argument("--test", type=Path, required=True, metavar="FILE", help="x and y")
 
@@ -299,7 +302,9 @@ def _create(args: argparse.Namespace) -> None:
     plan, files = load_plan(args.plan)
     points = None
     if plan.committed_sets and "validation" in files:
-        points = ValidationData(*load_data(files["validation"]))
+        target = plan.target_terms()
+        found = load_data(files["validation"], regression=target is not None)
+        points = ValidationData.of(*found, target)
     with state.locked():
         task = create_task(owner, plan, validation=points)
     _say(args, f"task {task.id} is there; its card: {task.terms.card_cid}", task=task.id)
@@ -363,7 +368,9 @@ def _issue(args: argparse.Namespace) -> None:
     from owner.validation_sets import ValidationData
 
     owner, state = _connect(args)
-    data = ValidationData(*load_data(args.validation))
+    target = owner.card().target
+    found = load_data(args.validation, regression=target is not None)
+    data = ValidationData.of(*found, target)
     with state.locked():
         issued = owner.issue_validation_sets(args.version, data, per_class=args.per_class)
     text = ", ".join(issued) or "nobody: all joined devices have theirs"
@@ -416,14 +423,20 @@ def _settle(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from owner.evaluation import quality
     from owner.plan import load_data
 
     owner, state = _connect(args)
     model = state.model(args.version)
     if model is None:
         model = owner.fetch_model(args.version + 1)
-    accuracy = owner.evaluate(model, *load_data(args.test))
-    _say(args, f"T_{args.version}: {accuracy:.2%}", version=args.version, accuracy=accuracy)
+    target = owner.card().target
+    test = load_data(args.test, regression=target is not None)
+    found = quality(model, *test, target)
+    facts = {name: value for name, value in asdict(found).items() if value is not None}
+    _say(args, f"T_{args.version}: {found.told(target)}", version=args.version, **facts)
 
 
 def _describe(found: Round) -> str:
@@ -571,7 +584,7 @@ def _train(args: argparse.Namespace, metrics: Metrics) -> int:
     missing = sorted({"validation", "test"} - set(files))
     if missing:
         raise ConfigError(f"{args.plan}: data: expected {', '.join(missing)}")
-    symbol = plan.amount("price").symbol
+    symbol, target = plan.amount("price").symbol, plan.target_terms()
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -580,14 +593,14 @@ def _train(args: argparse.Namespace, metrics: Metrics) -> int:
         plan,
         owner=owner,
         state=state,
-        validation=load_data(files["validation"]),
-        test=load_data(files["test"]),
+        validation=load_data(files["validation"], regression=target is not None),
+        test=load_data(files["test"], regression=target is not None),
         initial=_read_model(files["model"]) if "model" in files else None,
     )
     before = signal.signal(signal.SIGTERM, stop)
     try:
         for report in reports:
-            _print_report(report, symbol, args.json)
+            _print_report(report, symbol, target, args.json)
     except KeyboardInterrupt:
         print("gradledger owner: stopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -596,17 +609,21 @@ def _train(args: argparse.Namespace, metrics: Metrics) -> int:
     return 0
 
 
-def _print_report(report: RoundReport, symbol: Symbol, as_json: bool) -> None:
-    from dataclasses import asdict
+def _print_report(
+    report: RoundReport, symbol: Symbol, target: Target | None, as_json: bool
+) -> None:
+    from dataclasses import asdict, fields
 
     from gradledger.chain.names import Asset
+    from owner.evaluation import Quality
 
     if as_json:
         print(json.dumps(asdict(report)), flush=True)
         return
     reasons = ", ".join(f"{name} {count}" for name, count in report.reasons.items())
+    found = Quality(**{each.name: getattr(report, each.name) for each in fields(Quality)})
     print(
-        f"round {report.version}: accuracy {report.accuracy:.2%}, {report.uploads} uploads, "
+        f"round {report.version}: {found.told(target)}, {report.uploads} uploads, "
         f"{report.accepted} accepted, {report.refused} refused"
         f"{f' ({reasons})' if reasons else ''}, paid {Asset(report.paid, symbol)}"
         f"{'' if report.epsilon is None else f', epsilon {report.epsilon:.4g} so far'}"

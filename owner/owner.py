@@ -62,6 +62,7 @@ from gradledger.outbox import Delivery, Entry, Outbox, State
 from gradledger.phases import is_overdue, push_on
 from gradledger.privacy import METADATA_KEY, Privacy
 from gradledger.store import Store
+from gradledger.target import Target
 from gradledger.validation import Commitment, draw_points, opening_id
 from owner.aggregation import (
     Aggregate,
@@ -74,6 +75,7 @@ from owner.aggregation import (
     sum_votes,
 )
 from owner.errors import SumUnusableError, WaitTimeoutError
+from owner.evaluation import quality
 from owner.paillier_key import PaillierPrivateKey
 from owner.validation_sets import CommittedPoints, ValidationData
 
@@ -203,6 +205,7 @@ class Owner:
         description: str = "",
         privacy: Privacy | None = None,
         validation: Commitment | None = None,
+        target: Target | None = None,
         wait: bool = True,
     ) -> Task:
         """Put the task card on IPFS and create the task.
@@ -220,6 +223,8 @@ class Owner:
             The noise that every device adds to its updates, see `Privacy.calibrate`.
         validation : Commitment, optional
             The validation points, from `CommittedPoints.commitment`; devices get no others then.
+        target : Target, optional
+            The number that the task learns; its strata are the classes.
         wait : bool
             Wait until the new task is irreversible.
 
@@ -256,6 +261,7 @@ class Owner:
             paillier_n=public.n if public else None,
             privacy=privacy,
             validation=validation,
+            target=target,
         ).to_bytes()
         cid = self.store.put(card)
         full = TaskTerms(
@@ -925,11 +931,10 @@ class Owner:
         return Aggregate(found.version, base, 0, evidence, note, votes, bad_copies or {})
 
     def evaluate(self, model: Model, x: npt.ArrayLike, y: npt.ArrayLike) -> float:
-        """Return the share of right answers."""
-        labels = np.asarray(y)
-        if labels.ndim != 1 or not len(labels):
-            raise ConfigError("evaluation: expected at least one labelled point")
-        return float(np.count_nonzero(model.predict(x) == labels)) / len(labels)
+        """Return the share of right answers; `owner.evaluation` has more, and regressions."""
+        accuracy = quality(model, x, y).accuracy
+        assert accuracy is not None
+        return accuracy
 
     # ---- the chain ----------------------------------------------------------------------------
 

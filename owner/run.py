@@ -48,6 +48,7 @@ from gradledger.logs import say
 from gradledger.models import Model
 from gradledger.outbox import Outbox
 from owner.errors import SumUnusableError, WaitTimeoutError
+from owner.evaluation import quality
 from owner.owner import Owner, Published
 from owner.plan import Plan, scaled, slot_bits_for
 from owner.state import StateDir
@@ -93,8 +94,8 @@ class RoundReport:
     ----------
     version : int
         Round k.
-    accuracy : float
-        Of T_k on the owner's test data.
+    accuracy : float or None
+        Of T_k on the owner's test data; None where the task learns a number.
     uploads, accepted, refused : int
         Recorded uploads, and the validators' decisions on them. An upload that the contract itself
         refused was never recorded.
@@ -123,10 +124,12 @@ class RoundReport:
         slow ones are among them.
     bad_copies : dict of str to str
         Validators that attested the sum and handed out no right copy of it, and what was wrong.
+    mean_absolute_error, r2, within_tolerance : float or None
+        Where the task learns a number: see `owner.evaluation.Quality`.
     """
 
     version: int
-    accuracy: float
+    accuracy: float | None
     uploads: int
     accepted: int
     refused: int
@@ -143,6 +146,9 @@ class RoundReport:
     outvoted: list[str] | None = None
     silent: list[str] | None = None
     bad_copies: dict[str, str] = field(default_factory=dict)
+    mean_absolute_error: float | None = None
+    r2: float | None = None
+    within_tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -190,7 +196,7 @@ def run(
     state : StateDir or path
         The state directory; one process at a time works in it.
     validation, test : pair of arrays (x, y)
-        The owner's own points: the first are handed out to devices, the second measure accuracy.
+        The owner's own points: the first are handed out to devices, the second measure the model.
     initial : Model, optional
         T_0; by default drawn as the plan says.
     progress : callable, optional
@@ -224,7 +230,7 @@ def run(
 _FIXED = (
     *("task", "architecture", "class_names", "description", "token_contract", "mode", "public"),
     *("silence", "validators_kind", "errors_max", "cost_max", "devices_max", "sum_min", "clip"),
-    *("initial", "initial_seed", "privacy", "committed_sets", "lot", "bar_rounds"),
+    *("initial", "initial_seed", "target", "privacy", "committed_sets", "lot", "bar_rounds"),
 )
 
 
@@ -243,8 +249,10 @@ class _Training:
         self._plan = plan
         self._owner = owner
         self._state = state
-        self._validation = ValidationData(*validation)
-        self._test = (np.asarray(test[0], np.float32), np.asarray(test[1], np.int64))
+        self._target = plan.target_terms()
+        self._validation = ValidationData.of(*validation, self._target)
+        kind = np.int64 if self._target is None else np.float32
+        self._test = (np.asarray(test[0], np.float32), np.asarray(test[1], kind))
         self._initial = initial
         self._progress = progress
         self._may_close = may_close
@@ -503,7 +511,7 @@ class _Training:
         spent = privacy.spent(version) if privacy is not None else None
         report = RoundReport(
             version=version,
-            accuracy=self._owner.evaluate(model, *self._test),
+            **asdict(quality(model, *self._test, self._target)),
             uploads=found.uploads,
             accepted=found.accepted,
             refused=found.refused,
@@ -636,6 +644,7 @@ def create_task(
         description=plan.description,
         privacy=plan.privacy_terms(),
         validation=commitment,
+        target=plan.target_terms(),
         wait=wait,
     )
 

@@ -19,6 +19,7 @@ from gradledger.chain.names import name_to_int
 from gradledger.errors import ConfigError
 from gradledger.merkle import Tree
 from gradledger.models import dump_validation_set
+from gradledger.target import Target
 from gradledger.validation import (
     CLASSES_MAX,
     SALT_BYTES,
@@ -69,6 +70,11 @@ class ValidationData:
         order = np.argsort(strata, kind="stable")
         self.x, self.y, self.classes = rows[order], labels[order], strata[order]
         self._committed: dict[tuple[str, int, bytes], CommittedPoints] = {}
+
+    @classmethod
+    def of(cls, x: npt.ArrayLike, y: npt.ArrayLike, target: Target | None) -> ValidationData:
+        """Return a task's points: `y` are its classes, or numbers where it has a target."""
+        return cls(x, y, None if target is None else target.stratum_of(y))
 
     def __len__(self) -> int:
         return len(self.y)

@@ -491,6 +491,7 @@ class _Demo:
 
     def _row(self, report: RoundReport, ledger: audit.RoundLedger) -> dict[str, Any]:
         """Return a row of the table; an upload is one that a device offered, recorded or not."""
+        assert report.accuracy is not None  # the demo learns classes
         offered = ledger.uploads + len(self._hearing.refusals.get(report.version, []))
         return {
             "version": report.version,

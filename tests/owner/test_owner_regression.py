@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from gradledger.errors import ConfigError, GradledgerError
-from gradledger.models import dump_validation_set
+from gradledger.models import Mlp, Model, dump_validation_set
 from gradledger.target import Target
+from owner.evaluation import Quality, quality
 from owner.plan import Plan, load_data, load_plan
 
 FIELDS: dict[str, Any] = {
@@ -100,3 +101,25 @@ def test_points_of_a_regression_are_finite_floats(tmp_path: Path) -> None:
         np.savez(tmp_path / "b.npz", x=x, y=[0.5, 1.0, bad])
         with pytest.raises(ConfigError, match="y: expected finite numbers"):
             load_data(tmp_path / "b.npz", regression=True)
+
+
+def test_what_a_report_says_of_a_regression() -> None:
+    target = Target((0.0,), 2.0, 0.5, "km")
+    model = Model(Mlp([1, 1], identity=True), [1, 0])  # y = x
+    found = quality(model, [[1.0], [2.0], [3.0], [4.0]], [1.0, 2.5, 3.0, 2.0], target)
+    assert found.accuracy is None
+    assert found.mean_absolute_error == pytest.approx(2.5 / 4)
+    assert found.r2 == pytest.approx(1 - 4.25 / 2.1875)
+    assert found.within_tolerance == 0.75
+    assert found.told(target) == "mean absolute error 0.625 km, R^2 -0.9429, 75.00% within 0.5 km"
+    same = quality(model, [[1.0], [2.0]], [1.0, 1.0], target)
+    assert same.r2 is None and "R^2 unknown" in same.told(target)
+    huge = quality(Model(Mlp([1, 1], identity=True), [3e38, 0]), [[9.0]], [1.0], target)
+    assert huge == Quality(within_tolerance=0.0)
+    classes = Model(Mlp([1, 2]), [0, 1, 0, 0])
+    assert quality(classes, [[1.0], [-1.0]], [1, 1]).told(None) == "accuracy 50.00%"
+    for wrong, learnt in ((classes, target), (model, None)):
+        with pytest.raises(ConfigError, match="a target for a regression, and for nothing else"):
+            quality(wrong, [[1.0]], [1], learnt)
+    with pytest.raises(ConfigError, match="at least one"):
+        quality(model, np.zeros((0, 1)), [], target)

@@ -109,12 +109,14 @@ class SeenUploads:
             return
         with self._path.open("rb") as file:
             text = file.read(_FILE_BYTES_MAX).decode("ascii", "replace")
-        for line in text.splitlines():
+        for line in text.splitlines(keepends=True):
             self._lines += 1
-            parts = line.split(" ")
-            if len(parts) in (4, 5) and len(parts[0]) == 64 and parts[2].isdecimal():
-                series = _digest(parts[4]) if len(parts) == 5 else b""
-                self._keep(parts[0], Earlier(parts[1], int(parts[2]), parts[3], series))
+            parts = line.split()
+            is_whole = line.endswith("\n") and len(parts) in (4, 5) and parts[2].isdecimal()
+            if not is_whole or not all(_is_digest(one) for one in (parts[0], *parts[4:])):
+                continue
+            series = bytes.fromhex(parts[4]) if len(parts) == 5 else b""
+            self._keep(parts[0], Earlier(parts[1], int(parts[2]), parts[3], series))
         if self._lines > len(self._entries):
             self._rewrite()
 
@@ -133,9 +135,5 @@ def _line(digest: str, one: Earlier) -> str:
     return f"{digest} {one.task} {one.version} {one.account}{series}\n"
 
 
-def _digest(text: str) -> bytes:
-    """Return a hash from a line of the file; empty where it is damaged."""
-    try:
-        return bytes.fromhex(text) if len(text) == 64 else b""
-    except ValueError:
-        return b""
+def _is_digest(text: str) -> bool:
+    return len(text) == 64 and not set(text) - set("0123456789abcdef")

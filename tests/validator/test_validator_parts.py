@@ -171,6 +171,35 @@ def test_seen_uploads_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ]
 
 
+def test_a_series_of_an_earlier_round_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seen, "ENTRIES_MAX", 3)
+    one = SeenUploads(tmp_path, "val1")
+    one.note(b"\1" * 32, "digits", 1, "phone1", b"\7" * 32)
+    for known in (one, SeenUploads(tmp_path, "val1")):
+        assert known.had_series("digits", 2, "phone1", b"\7" * 32)
+        assert not known.had_series("digits", 1, "phone1", b"\7" * 32)  # this round's own
+        assert not known.had_series("digits", 2, "phone2", b"\7" * 32)
+        assert not known.had_series("letters", 2, "phone1", b"\7" * 32)
+        assert not known.had_series("digits", 2, "phone1", b"")
+    for number in range(2, 5):
+        one.note(bytes([number]) * 32, "digits", 2, "phone1")
+    assert not one.had_series("digits", 3, "phone1", b"\7" * 32)  # the oldest is let go
+
+
+def test_a_line_whose_series_is_cut_off_is_left_out(tmp_path: Path) -> None:
+    one = SeenUploads(tmp_path, "val1")
+    one.note(b"\1" * 32, "digits", 1, "phone1", b"\7" * 32)
+    path = tmp_path / "seen-val1.txt"
+    for cut in (1, 2, 20, 66):
+        path.write_text(path.read_text() + ("02" * 32 + " digits 1 phone1 " + "07" * 32)[:-cut])
+        again = SeenUploads(tmp_path, "val1")
+        assert again.earlier(b"\2" * 32) is None
+        assert again.had_series("digits", 2, "phone1", b"\7" * 32)
+        assert len(path.read_text().splitlines()) == 1
+
+
 def test_a_state_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="state directory"):

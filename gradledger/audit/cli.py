@@ -88,7 +88,7 @@ def _audit(args: argparse.Namespace) -> int:
 
     places = find_places(args)
     try:
-        with _progress() as tell:
+        with progress() as tell:
             report = audit(
                 places.chain,
                 args.task,
@@ -158,7 +158,7 @@ def _show_books(report: AuditReport) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
+def progress() -> Iterator[Callable[[str, int, int], None]]:
     """Show a bar on stderr where that is a terminal; nothing elsewhere."""
     if not sys.stderr.isatty():
         yield lambda what, done, total: None

@@ -64,6 +64,7 @@ class Step:
         Newly set.
     code : str
         SHA-256 of code that was set for the contract's account; "" if none was.
+    block_id : str
     """
 
     block: int
@@ -77,6 +78,7 @@ class Step:
     other_keys: int = 0
     authorities: tuple[Authority, ...] = ()
     code: str = ""
+    block_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -315,6 +317,7 @@ class BlockReader:
             others,
             tuple(authorities),
             next(filter(None, codes), ""),
+            block.id,
         )
 
     def _may_concern(self, packed: bytes) -> bool:
@@ -431,7 +434,7 @@ def _pack(step: Step) -> list[Any]:
     return [
         *(step.block, step.time, step.trx, step.schedule_version),
         *(rows(step.inputs), rows(step.effects)),
-        *(step.actors, step.keys, step.other_keys, authorities, step.code),
+        *(step.actors, step.keys, step.other_keys, authorities, step.code, step.block_id),
     ]
 
 
@@ -444,7 +447,7 @@ def _unpack(row: list[Any]) -> Step:
             for account, name, levels, data in rows
         )
 
-    block, moment, trx, schedule, inputs, effects, actors, keys, others, auths, code = row
+    block, moment, trx, schedule, inputs, effects, actors, keys, others, auths, code, id_ = row
     return Step(
         block=block,
         time=moment,
@@ -457,6 +460,7 @@ def _unpack(row: list[Any]) -> Step:
         other_keys=others,
         authorities=tuple(Authority(a, tuple(k), tuple(o), known) for a, k, o, known in auths),
         code=code,
+        block_id=id_,
     )
 
 

@@ -105,6 +105,7 @@ class RoundBook:
     model_cid: bytes
     deadline: int
     opened_block: int
+    opened_id: str  # of that block
     validators: tuple[str, ...]
     state: RoundState = RoundState.OPEN
     reveal_deadline: int = 0
@@ -460,6 +461,7 @@ class TaskReplay:
             _cid(terms["model_cid"]),
             self._now + terms["open_sec"],
             self._block,
+            self._block_id,
             validators,
         )
 
@@ -763,6 +765,11 @@ class TaskReplay:
     def _block(self) -> int:
         assert self._step is not None
         return self._step.block
+
+    @property
+    def _block_id(self) -> str:
+        assert self._step is not None
+        return self._step.block_id
 
     def _needs(self, account: str) -> None:
         self._check(account in self._actors, f"without the authority of {account}")

@@ -1,15 +1,31 @@
-"""What the contract's tables must hold if the books are right, and where they differ."""
+"""The books in the form of the contract's tables: where those differ, and typed, for others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from gradledger.audit.replay import MemberBook, RoundBook, TaskReplay
+from gradledger.audit.replay import MemberBook, RoundBook, TaskReplay, as_member
 from gradledger.chain.abi import parse_time
-from gradledger.chain.contract import FedLearning, Role, RoundState
+from gradledger.chain.contract import (
+    FedLearning,
+    Lot,
+    Member,
+    Mode,
+    Recipe,
+    Role,
+    Round,
+    RoundState,
+    Rule,
+    Silence,
+    SumVote,
+    Task,
+    TaskTerms,
+    ValidatorsKind,
+)
 from gradledger.chain.names import Symbol, name_to_int
+from gradledger.cid import digest_to_cid
 
 _TIMES = ("deadline", "reveal_deadline", "verdict_deadline", "audit_deadline", "sum_deadline")
 
@@ -73,6 +89,70 @@ def owed(contract: FedLearning, token_contract: str, symbol: Symbol) -> int:
         live_paid = newest.paid if newest and newest.state is not RoundState.SETTLED else 0
         total += task.deposited - task.paid - task.withdrawn - live_paid
     return total
+
+
+# ---- what the blocks give, in the form of rows ------------------------------------------------
+
+
+def task_row(books: TaskReplay) -> Task:
+    """Return a task as its blocks give it."""
+    kinds: dict[str, Callable[[Any], Any]] = {
+        "token_symbol": Symbol.parse,
+        "mode": Mode,
+        "is_public": bool,
+        "validators_kind": ValidatorsKind,
+        "silence": Silence,
+        "key_hash": bytes.fromhex,
+        "card_hash": bytes.fromhex,
+    }
+    values = {name: kinds.get(name, _same)(value) for name, value in books.terms.items()}
+    return Task(**{**_task(books), "terms": TaskTerms(**values)})
+
+
+def round_row(book: RoundBook) -> Round:
+    """Return a round as its blocks give it, with its validators also when it is settled."""
+    row = _round(book)
+    for name in ("model_hash", "sum_hash", "root"):
+        row[name] = bytes.fromhex(row[name])
+    for name in ("model_cid", "sum_cid"):
+        row[name] = _cid(bytes.fromhex(row[name]))
+    row |= {name: int(row[name]) for name in ("price", "budget")}
+    row |= {"rule": Rule(row["rule"]), "training": Recipe(**row["training"])}
+    sums = [book.sums.get(name, (bytes(32), bytes(32))) for name in book.validators]
+    lots = [book.lots.get(name, (bytes(32), bytes(32))) for name in book.validators]
+    row |= {
+        "validators": book.validators,
+        "sums": tuple(SumVote(hash=digest, cid=_cid(cid)) for digest, cid in sums),
+        "lots": tuple(Lot(commitment=sealed, value=value) for sealed, value in lots),
+        "frontier": (),
+    }
+    return Round(**row)
+
+
+def member_row(account: str, member: MemberBook) -> Member:
+    """Return a device with an upload as its blocks give it, without the verdicts."""
+    if member.upload is None:
+        raise ValueError(f"{account} has no upload")
+    return replace(
+        as_member(account, member.upload),
+        enc_key=member.enc_key,
+        classes=member.classes,
+        set_version=member.set_version,
+        set_cid=_cid(member.set_cid),
+        set_hash=member.set_hash,
+        barred_until=member.barred_until,
+    )
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _cid(digest: bytes) -> str:
+    return digest_to_cid(digest) if any(digest) else ""
+
+
+# ---- rows beside each other -------------------------------------------------------------------
 
 
 def _compare(

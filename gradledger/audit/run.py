@@ -17,7 +17,7 @@ from gradledger.audit.report import AuditReport, RoundSummary
 from gradledger.audit.rows import differences, owed, read_tables
 from gradledger.audit.signers import Signers, StrangerError
 from gradledger.chain.client import ChainClient, ChainInfo
-from gradledger.chain.contract import CONTRACT_DEFAULT, FedLearning
+from gradledger.chain.contract import CONTRACT_DEFAULT, FedLearning, RoundState
 from gradledger.errors import (
     ConfigError,
     IrreversibilityTimeout,
@@ -87,7 +87,7 @@ class Audit:
         self._tell = tell or (lambda what, done, total: None)
         self._accepted = AcceptedUploads()
         self._reader: BlockReader | None = None
-        self._on_settled: Callable[[RoundBook], None] = lambda book: None
+        self._on_settled: Callable[[TaskReplay, RoundBook], None] = lambda books, book: None
 
     def run(self) -> AuditReport:
         """Do the audit.
@@ -130,16 +130,36 @@ class Audit:
         """
         found: list[list[bytes]] = []
 
-        def keep(book: RoundBook) -> None:
-            if book.version == version:
+        def keep(books: TaskReplay, book: RoundBook) -> None:
+            if book.version == version and book.state is RoundState.SETTLED:
                 found.append(book.records)
 
-        self._on_settled = keep
-        subject, info = self._subject()
-        self._replay(subject, info)
+        self.walk(keep)
         if not found:
             raise ConfigError(f"round {version} of task {self.report.task} is not settled yet")
         return found[0]
+
+    def walk(self, on_round: Callable[[TaskReplay, RoundBook], None]) -> None:
+        """Do the books alone, from proven blocks, and show each round when it is settled.
+
+        Parameters
+        ----------
+        on_round : callable
+            Is given the books, as they are when a round has just been settled, and the round; in
+            the end the round that is not settled yet, if there is one.
+
+        Raises
+        ------
+        ProofError, UnexplainedError
+            The blocks do not explain the task; what was shown before may be part of that.
+        NodeError, ConfigError
+            As for `run`.
+        """
+        self._on_settled = on_round
+        subject, info = self._subject()
+        books, _, _ = self._replay(subject, info)
+        if books.live is not None:
+            on_round(books, books.live)
 
     # ---- blocks -----------------------------------------------------------------------------
 
@@ -183,7 +203,7 @@ class Audit:
                 self.contract.abi,
                 schedules=self._schedules(stretch),
                 keep_uploads=self._accepted.add,
-                keep_records=lambda book: self._on_settled(book),
+                keep_records=lambda book: self._on_settled(books, book),
             )
             signers = Signers(self.client, stretch.rekeyed)
             for number, step in enumerate(stretch.steps()):

@@ -80,7 +80,7 @@ def buy(scene: Scene) -> Bought:
 
 
 def shift(model: Model, validation: object) -> tuple[Model, list[int]]:
-    """Train by adding 0.25; the errors fall to what is measured in the end."""
+    """Train by adding 0.25; in sealed mode the errors are those that are measured."""
     return model.with_vector(model.vector + 0.25), [1_000_000, 1_000_000, 0]
 
 
@@ -101,7 +101,7 @@ def play(scene: Scene) -> Played:
         ((("accept", "refuse", "silent"), {"verdict_sec": 2}), (("accept", "accept"), {})), 1
     ):
         scene.issue(version)
-        scene.open(version, close_after=len(kinds), **terms)
+        scene.open(version, close_after=len(kinds), tau=1_000_000, **terms)
         for device, cost, kind in zip(devices, COSTS, kinds, strict=False):
             receipt = upload(device, cost)
             played.receipts[version, device.account] = receipt

@@ -15,8 +15,15 @@ from device_scene import PRICE
 
 from gradledger.audit.reader import Step
 from gradledger.audit.replay import TaskReplay, UnexplainedError
-from gradledger.audit.rows import Tables, differences, read_tables
-from gradledger.audit.run import audit
+from gradledger.audit.rows import (
+    Tables,
+    differences,
+    member_row,
+    read_tables,
+    round_row,
+    task_row,
+)
+from gradledger.audit.run import Audit, audit
 from gradledger.chain.contract import FedLearning, UploadState, VerdictCode, contract_abi
 from gradledger.errors import ContractError
 from gradledger.lots import is_drawn, lot_commitment
@@ -262,3 +269,21 @@ def test_an_altered_row_is_named(audited_round: AuditedRound, steps: list[Step])
         liar = FedLearning(Liar(played.client, lie))
         (found,) = differences(books, read_tables(liar, played.task))
         assert found.startswith(f"table {table}, ") and text in found
+
+
+def test_the_books_in_the_form_of_rows_are_the_rows(
+    audited_round: AuditedRound, steps: list[Step]
+) -> None:
+    played, shown = audited_round, []
+    contract, task = played.scene.contract, played.task
+    Audit(played.client, task).walk(lambda books, book: shown.append((books, round_row(book))))
+    (books, first), (_, second) = shown
+    assert task_row(books) == contract.task(task)
+    empty = replace(first, validators=(), sums=(), lots=())
+    assert empty == replace(played.round(1), frontier=())
+    assert first.validators == second.validators == tuple(played.judges)
+    assert second == replace(played.round(2), frontier=())
+    for row in contract.members(task):
+        if row.upload_version:
+            made = member_row(row.account, books.members[row.account])
+            assert made == replace(row, verdicts=bytes(32))

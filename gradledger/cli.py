@@ -23,6 +23,7 @@ start here:
   gradledger validator --help         check uploads beside a producer, or on your own
   gradledger watch TASK               a round as it happens
   gradledger audit TASK               was every payment right? from the blocks alone
+  gradledger check-set TASK --help    did a device get the validation points drawn for it?
 
 `gradledger COMMAND --help` says more and has examples. Devices embed `device_sdk` in Python.
 """
@@ -34,6 +35,7 @@ _GROUPS = {
     "producer_validation.cli": ("validator",),
     "gradledger.audit.cli": ("audit", "receipt"),
     "gradledger.watch": ("watch",),
+    "gradledger.check_set": ("check-set",),
     "gradledger.demo.cli": ("demo",),
 }
 

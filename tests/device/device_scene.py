@@ -15,6 +15,7 @@ from gradledger import envelope
 from gradledger.card import TaskCard
 from gradledger.chain.contract import (
     FedLearning,
+    Member,
     Mode,
     Recipe,
     Role,
@@ -25,9 +26,11 @@ from gradledger.chain.contract import (
 from gradledger.chain.keys import PrivateKey
 from gradledger.chain.names import Symbol
 from gradledger.localnet.network import Network
+from gradledger.lots import lot_commitment
 from gradledger.models import Model, dump_validation_set
 from gradledger.privacy import METADATA_KEY, Privacy
 from gradledger.store import Store
+from gradledger.validation import Commitment
 from owner.paillier_key import PaillierPrivateKey
 
 ARCHITECTURE = {"kind": "mlp", "layers": [4, 3], "activation": "relu"}
@@ -63,6 +66,7 @@ class Scene:
     validation: tuple[np.ndarray, np.ndarray] | None = None
     has_real_validators: bool = False
     privacy: Privacy | None = None
+    commitment: Commitment | None = None
     owner: str = field(init=False)
     owner_key: PrivateKey = field(init=False, repr=False)
     validators: dict[str, PrivateKey] = field(init=False, repr=False)
@@ -102,6 +106,7 @@ class Scene:
             owner_enc_key=self.public(self.owner_key),
             paillier_n=None if sealed else self.paillier.public.n,
             privacy=self.privacy,
+            validation=self.commitment,
         ).to_bytes()
         terms: dict[str, Any] = {
             "mode": self.mode,
@@ -145,14 +150,15 @@ class Scene:
         self.issue(version)
         return self.open(version)
 
-    def issue(self, version: int) -> None:
-        """Give every joined device its validation set."""
+    def issue(self, version: int, payload: bytes | None = None) -> None:
+        """Give every joined device its validation set, or one that the test made."""
         joined = [m for m in self.contract.members(self.task) if m.joined]
         judges = {m.account: m.enc_key for m in joined if m.role is Role.VALIDATOR}
         for member in joined:
             if member.role is not Role.DEVICE:
                 continue
-            payload = dump_validation_set(*(self.validation or points(version, 30)))
+            if payload is None:
+                payload = dump_validation_set(*(self.validation or points(version, 30)))
             header = self.header(envelope.Kind.VALIDATION_SET, version, 0)
             blob = envelope.seal(header, payload, {**judges, member.account: member.enc_key})
             cid, digest = self.store.put(blob), hashlib.sha256(blob).digest()
@@ -204,14 +210,44 @@ class Scene:
             parameters=parameters,
         )
 
-    def attest(self, version: int, digest: bytes, codes: Sequence[VerdictCode]) -> list[str]:
+    def attest(
+        self, version: int, digest: bytes, codes: Sequence[VerdictCode], *, is_audit: bool = False
+    ) -> list[str]:
         """Let the validators say these codes in turn; return the transactions."""
         ids = []
+        say = self.contract.attestaudit if is_audit else self.contract.attest
         for (name, key), code in zip(self.validators.items(), codes, strict=False):
-            verdict = Verdict(hash=digest, code=code)
-            action = self.contract.attest(self.task, version, name, [verdict])
+            action = say(self.task, version, name, [Verdict(hash=digest, code=code)])
             ids.append(self.contract.client.push([action], [key]).trx_id)
         return ids
+
+    def commit_lots(self, version: int, which: slice = slice(4)) -> None:
+        """Let validators commit to their lots."""
+        for name, key in list(self.validators.items())[which]:
+            made = lot_commitment(self.task, version, name, self._lot(name))
+            action = self.contract.commitlot(self.task, version, name, made)
+            self.contract.client.push([action], [key])
+
+    def draw(self, version: int) -> str:
+        """Let the validators reveal their lots; push the round on; return that transaction."""
+        for name, key in self.validators.items():
+            action = self.contract.reveallot(self.task, version, name, self._lot(name))
+            self.contract.client.push([action], [key])
+        return str(self.push(self.contract.push(self.task, self.owner, version)).trx_id)
+
+    @staticmethod
+    def _lot(name: str) -> bytes:
+        return hashlib.sha256(name.encode()).digest()
+
+    def row(self, number: int = 0) -> Member:
+        """Return a device's row."""
+        found = self.contract.member(self.task, list(self.devices)[number])
+        assert found is not None
+        return found
+
+    def wait_for(self, done: Callable[[], Any], what: str, timeout_sec: float = 40) -> Any:
+        """Wait until something is true of the chain."""
+        return self.contract.client.wait_until(done, timeout_sec=timeout_sec, what=what)
 
     def finish(self, version: int) -> None:
         """Close and settle a round whose uploads are decided."""

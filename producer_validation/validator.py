@@ -738,16 +738,17 @@ class _Pass:
     def _measure(self, row: Member) -> Measure:
         """Return what the error of a device's update is measured with. Raises MaterialError."""
         round_, work, who = self._round, self._work, (self._v.account, self._v._secret)
+        card = self._material.card
         if row.set_version != round_.version:
             raise MaterialError(f"no validation set was issued to {row.account} for this round")
         if work.model is None:
             bytes_max = 4 * self._task.terms.parameters + MODEL_BYTES_EXTRA
             blob = self._published(round_.model_cid, bytes_max)
             work.model = checks.read_model(
-                blob, self._task, round_, self._material.card.architecture, *who
+                blob, self._task, round_, card.architecture, *who, target=card.target
             )
         blob = self._published(row.set_cid, SET_BYTES_MAX)
-        x, y = checks.read_set(blob, self._task, row, *who, self._draw(row))
+        x, y = checks.read_set(blob, self._task, row, *who, self._draw(row), target=card.target)
         return Measure(work.model, x, y, row.error_last)
 
     def _draw(self, row: Member) -> Draw | None:

@@ -7,8 +7,9 @@ name and X25519 secret; a device can use them to split the validators (see `open
 The order is length, version, range, relation:
 
 1. length: `check_blob` (the bound, then the recorded hash), then the envelope's own decoder;
-2. version, range: `check_header`, field by field against the chain;
-3. relation: `open_upload` (readers, seal), `check_payload` (ciphertexts under the key, or the model
+2. version, range: `check_header`, field by field against the chain (all of this and who the readers
+   are: `check_envelope`);
+3. relation: `open_upload` (seal), `check_payload` (ciphertexts under the key, or the model
    measured again), `find_duplicate` (against the round's other uploads).
 
 What can be said of an update in the clear, `check_update` says: in sealed mode of every upload, in
@@ -42,7 +43,6 @@ from gradledger.errors import (
     EnvelopeError,
     GradledgerError,
     ModelError,
-    NotAReaderError,
     PaillierError,
     ValidationSetError,
 )
@@ -62,6 +62,7 @@ __all__ = [
     "Refusal",
     "add_payloads",
     "check_blob",
+    "check_envelope",
     "check_header",
     "check_payload",
     "check_update",
@@ -296,6 +297,50 @@ def check_header(header: Header, task: Task, version: int, member: Member) -> Re
     return None
 
 
+def check_envelope(
+    blob: bytes,
+    *,
+    task: Task,
+    version: int,
+    member: Member,
+    account: str,
+    payload_bytes: int,
+) -> envelope.Envelope | Refusal:
+    """Check all of an upload that is public: what anybody can repeat who has the bytes.
+
+    Parameters
+    ----------
+    blob, task, version, member, account, payload_bytes
+        As `open_upload`.
+
+    Returns
+    -------
+    Envelope or Refusal
+        Pure; the same for everybody, but for the last check, that `account` is among the readers.
+    """
+    bytes_max = _OVERHEAD_BYTES_MAX + payload_bytes
+    refusal = check_blob(blob, member.upload_hash, bytes_max)
+    if refusal is not None:
+        return refusal
+    try:
+        parsed = envelope.parse(blob)
+    except EnvelopeError as error:
+        return Refusal(VerdictCode.MALFORMED, str(error))
+    refusal = check_header(parsed.header, task, version, member)
+    if refusal is not None:
+        return refusal
+    if parsed.header.payload_bytes != payload_bytes:
+        return Refusal(
+            VerdictCode.MALFORMED,
+            f"expected a payload of {payload_bytes} bytes, got {parsed.header.payload_bytes}",
+        )
+    if task.terms.mode is Mode.SEALED and task.owner not in parsed.readers:
+        return Refusal(VerdictCode.MALFORMED, f"expected the owner {task.owner} among the readers")
+    if account not in parsed.readers:
+        return Refusal(VerdictCode.MALFORMED, f"expected {account} among the readers")
+    return parsed
+
+
 def open_upload(
     blob: bytes,
     *,
@@ -334,28 +379,18 @@ def open_upload(
     seal the content key wrongly to some of them. Then those say "malformed" and the quorum decides.
     Of an upload that was accepted nonetheless, they cannot add up the sum.
     """
-    bytes_max = _OVERHEAD_BYTES_MAX + payload_bytes
-    refusal = check_blob(blob, member.upload_hash, bytes_max)
-    if refusal is not None:
-        return refusal
-    try:
-        parsed = envelope.parse(blob)
-    except EnvelopeError as error:
-        return Refusal(VerdictCode.MALFORMED, str(error))
-    refusal = check_header(parsed.header, task, version, member)
-    if refusal is not None:
-        return refusal
-    if parsed.header.payload_bytes != payload_bytes:
-        return Refusal(
-            VerdictCode.MALFORMED,
-            f"expected a payload of {payload_bytes} bytes, got {parsed.header.payload_bytes}",
-        )
-    if task.terms.mode is Mode.SEALED and task.owner not in parsed.readers:
-        return Refusal(VerdictCode.MALFORMED, f"expected the owner {task.owner} among the readers")
+    parsed = check_envelope(
+        blob,
+        task=task,
+        version=version,
+        member=member,
+        account=account,
+        payload_bytes=payload_bytes,
+    )
+    if isinstance(parsed, Refusal):
+        return parsed
     try:
         payload = parsed.open(account, secret)
-    except NotAReaderError:
-        return Refusal(VerdictCode.MALFORMED, f"expected {account} among the readers")
     except EnvelopeError as error:
         return Refusal(VerdictCode.MALFORMED, str(error))
     if len(payload) != payload_bytes:
@@ -767,9 +802,7 @@ def read_model(
     """
     parsed = _material(blob, "model", task, Kind.MODEL, round_.version, round_.model_hash)
     try:
-        model = Model.from_bytes(
-            parsed.open(me, secret), architecture=architecture, target=target
-        )
+        model = Model.from_bytes(parsed.open(me, secret), architecture=architecture, target=target)
     except (EnvelopeError, ModelError) as error:
         raise MaterialError(f"model of round {round_.version}: {error}") from None
     if model.parameters != task.terms.parameters:

@@ -18,12 +18,18 @@ from gradledger.card import task_codec
 from gradledger.chain.contract import Member, Task, VerdictCode
 from gradledger.codec import Codec
 from gradledger.envelope import HEADER_BYTES, READER_BYTES, TAG_BYTES, Header, Kind, PayloadCodec
-from gradledger.errors import CodecError, EnvelopeError, NotAReaderError
+from gradledger.errors import CodecError, EnvelopeError
 from gradledger.opening import opening_bytes, split_opening
 from gradledger.paillier import PaillierPublicKey
-from producer_validation.checks import VALIDATORS_MAX, Measure, Refusal, check_payload
+from producer_validation.checks import VALIDATORS_MAX, Measure, Refusal, check_update
 
-__all__ = ["check_opening", "judge_opening", "open_opening", "opening_bytes_max"]
+__all__ = [
+    "check_opening",
+    "check_opening_envelope",
+    "judge_opening",
+    "open_opening",
+    "opening_bytes_max",
+]
 
 
 def opening_bytes_max(codec: Codec) -> int:
@@ -74,8 +80,33 @@ def open_opening(
     is the associated data of the seal: nobody can put its own name on another's opening unopened,
     and opened it does not fit another upload.
     """
-    codec = task_codec(task)
-    bytes_max = opening_bytes_max(codec)
+    parsed = check_opening_envelope(
+        blob, task=task, version=version, member=member, account=account
+    )
+    if isinstance(parsed, Refusal):
+        return parsed
+    try:
+        return parsed.open(account, secret)
+    except EnvelopeError as error:
+        return _refusal(str(error))
+
+
+def check_opening_envelope(
+    blob: bytes, *, task: Task, version: int, member: Member, account: str
+) -> envelope.Envelope | Refusal:
+    """Check all of an opening that is public: what anybody can repeat who has the bytes.
+
+    Parameters
+    ----------
+    blob, task, version, member, account
+        As `open_opening`.
+
+    Returns
+    -------
+    Envelope or Refusal
+        Pure; the same for everybody, but for the last check, that `account` is among the readers.
+    """
+    bytes_max = opening_bytes_max(task_codec(task))
     if len(blob) > bytes_max:
         return _refusal(f"expected an opening of at most {bytes_max} bytes, got {len(blob)}")
     try:
@@ -85,12 +116,9 @@ def open_opening(
     refusal = _check_header(parsed.header, task, version, member)
     if refusal is not None:
         return refusal
-    try:
-        return parsed.open(account, secret)
-    except NotAReaderError:
+    if account not in parsed.readers:
         return _refusal(f"expected {account} among the opening's readers")
-    except EnvelopeError as error:
-        return _refusal(str(error))
+    return parsed
 
 
 def _check_header(header: Header, task: Task, version: int, member: Member) -> Refusal | None:
@@ -186,12 +214,12 @@ def judge_opening(
     Raises
     ------
     MaterialError
-        The model and the validation set do not fit together.
+        The model and the validation set do not fit together, or the model takes too long.
+    ConfigError
+        ONNX Runtime is not installed.
     """
     codes = check_opening(payload, ciphertexts, codec, key)
-    if isinstance(codes, Refusal):
-        return codes
-    return check_payload(codec.to_bytes(codes), codec, None, measure)
+    return codes if isinstance(codes, Refusal) else check_update(codes, codec, measure)
 
 
 def _first_difference(block: bytes, found: bytes, start: int, width: int) -> str:

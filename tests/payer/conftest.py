@@ -65,10 +65,10 @@ def scene(
         made |= limited.create_accounts(names[1:STAKED], resources=VALIDATOR_RESOURCES)
         return made | limited.create_accounts(names[STAKED:])
 
-    def make(**options: Any) -> Scene:
+    def make(*, create: dict[str, Any] | None = None, **options: Any) -> Scene:
         contract, store = FedLearning(limited_chain), Store(limited.info().store_addr)
         made = Scene(limited, contract, store, accounts, paillier, new_name("ltask"), **options)
-        made.create()
+        made.create(**(create or {}))
         return made
 
     return make

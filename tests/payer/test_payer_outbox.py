@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from device_scene import Scene
 
-from device_sdk import Receipt
+from device_sdk import Paid, Receipt
 from gradledger.chain.client import Signed
+from gradledger.chain.contract import VerdictCode
 from gradledger.models import Model
 from gradledger.outbox import Entry, Outbox, State
 from owner.payer.service import PayerServer
@@ -62,3 +63,27 @@ def test_a_signature_that_was_not_written_down_is_fetched_again(
     assert server.answered["signed"] == 2  # the join and the upload
     assert server.answered["replay"] == 1
     device.close()
+
+
+def test_the_payer_pays_for_the_reveal_and_the_opening_too(
+    scene: Callable[..., Scene], serve: Callable[..., PayerServer]
+) -> None:
+    s = scene(create={"lot_e6": 1_000_000, "bar_rounds": 3})
+    server = serve(s.task)
+    device = s.device(payer=server.url)
+    device.join(classes=[0])
+    s.issue(1)
+    s.open(1, reveal_sec=30, audit_sec=30, tau=1_000_000)
+    s.commit_lots(1)
+    with device.round(wait_sec=20) as round_:
+        receipt = round_.upload(round_.train(shift, examples=60))
+    s.push(s.contract.closeround(s.task, s.owner, 1))
+    assert device.attend() == [receipt] and s.row().upload_cid
+    s.attest(1, receipt.hash, [VerdictCode.ACCEPT] * 3)
+    s.draw(1)
+    assert device.attend() == [receipt] and s.row().opening_cid
+    s.attest(1, receipt.hash, [VerdictCode.ACCEPT] * 3, is_audit=True)
+    assert isinstance(receipt.wait(timeout_sec=20), Paid)
+    assert server.answered == {"terms": 1, "signed": 4}
+    found = device.chain.get_account(device.account)
+    assert (found["cpu_limit"]["used"], found["net_limit"]["used"]) == (0, 0)

@@ -3,9 +3,10 @@
     python -m bench.faults [--kills N] [--producers 1 4] [--seed S] [--json] [--out FILE]
 
 On a real network (nodeos, Kubo, four validators, a process each) an owner (`gradledger owner run`)
-trains with three devices, each with an outbox, in many short rounds, while SIGKILL meets devices,
-owner, validators, Kubo and nodes, on a network of four producers also two and all four nodes at
-once. A killed process is started again as its user would (`gradledger up` replays a node's blocks).
+trains with three devices, each with an outbox, in many short rounds, which reveal CIDs late and
+audit half of the uploads. SIGKILL meets devices, owner, validators, Kubo and nodes, on a network of
+four producers also two and all four nodes at once. A killed process is started again as its user
+would (`gradledger up` replays a node's blocks).
 In between come faults: a full disk for the outbox (RLIMIT_FSIZE, so that every write fails), a
 blob deleted or altered on Kubo's disk, a proxy before a node that answers nonsense, hangs, or calls
 the newest block irreversible just before all nodes are killed; the clocks of devices and owner, and
@@ -56,7 +57,7 @@ import numpy as np
 
 from bench import faults_proxy as proxies
 from bench.ending import end_cleanly, run_child
-from bench.faults_device import ALTERED_BLOB, EXAMPLES, FULL_DISK, LOST_BLOB
+from bench.faults_device import ALTERED_BLOB, EXAMPLES, FULL_DISK, LOST_BLOB, uploads
 from bench.machine import machine
 from bench.record import record
 from device_sdk import Abandoned, Device
@@ -76,7 +77,8 @@ VALIDATORS = 4
 PRICE = 10
 ROUNDS = 20_000
 DEPOSIT = "5000.0000 TOK"
-OPEN_SEC, VERDICT_SEC, SUM_SEC = 15, 12, 12
+OPEN_SEC, REVEAL_SEC, VERDICT_SEC, AUDIT_SEC, SUM_SEC = 15, 12, 12, 12, 12
+LOT = 0.15  # of each of four validators: half of the uploads are audited
 POLL_SEC = 0.2
 PAUSE_SEC = 1.5  # at most, between two kills
 FAULT_SEC = 6.0  # how long a proxy misbehaves
@@ -328,7 +330,12 @@ class Scene:
             "budget": "1.0000 TOK",
             "close_after": len(DEVICES),
             "clip": 1.0,
-            "rule": "trend",
+            "rule": "either",
+            "tau": 1.000001,
+            "lot": LOT,
+            "bar_rounds": 0,
+            "reveal_sec": REVEAL_SEC,
+            "audit_sec": AUDIT_SEC,
             "points_per_class": 4,
             "devices_min": len(DEVICES),
             "open_sec": OPEN_SEC,
@@ -561,7 +568,7 @@ class Scene:
             for one in device.resume(timeout_sec=STUCK_SEC):
                 if not isinstance(one, Abandoned):
                     acknowledged.add(one.hash.hex())
-            entries = device.outbox.entries()
+            entries = uploads(device.outbox.entries())
         abandoned = {
             entry.details["hash"]
             for entry in entries

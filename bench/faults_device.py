@@ -15,6 +15,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from gradledger.errors import (
     OutboxError,
     StoreError,
 )
-from gradledger.models import Model
-from gradledger.outbox import State
+from gradledger.models import FloatArray, IntArray, Model
+from gradledger.outbox import Entry, State
 
 EXAMPLES = 60
 RETRY_SEC = 0.3
@@ -98,7 +99,7 @@ class FaultyDevice:
 
     def _tell_of_outbox(self) -> None:
         """Tell of what became irreversible while something else was waited for."""
-        for entry in self._outbox.entries(State.DONE):
+        for entry in uploads(self._outbox.entries(State.DONE)):
             if entry.details["version"] > self._acknowledged:
                 self._acknowledge(entry.details["version"], bytes.fromhex(entry.details["hash"]))
 
@@ -106,9 +107,12 @@ class FaultyDevice:
         self._acknowledged = max(self._acknowledged, version)
         self.tell("acknowledged", version=version, hash=digest.hex(), **details)
 
-    def _fit(self, model: Model, validation: object) -> tuple[Model, list[int]]:
+    def _fit(
+        self, model: Model, validation: tuple[FloatArray, IntArray]
+    ) -> tuple[Model, list[int]]:
         step = self._rng.normal(0, 0.01, model.parameters).astype(np.float32)
-        return model.with_vector(model.vector + step), [500_000, 300_000]
+        trained = model.with_vector(model.vector + step)
+        return trained, [each.error_micro(*validation) for each in (model, trained)]
 
     def _upload(self, round_: Round, update: Update) -> Receipt:
         fault = self._folder / "fault"
@@ -164,6 +168,11 @@ class FaultyDevice:
     @property
     def _outbox(self) -> Any:
         return self._device.outbox
+
+
+def uploads(entries: Iterable[Entry]) -> list[Entry]:
+    """Return the uploads among the entries of a device's outbox; the others are steps of one."""
+    return [entry for entry in entries if "hash" in entry.details]
 
 
 def _blocks(repo: Path, cid: str) -> list[Path]:

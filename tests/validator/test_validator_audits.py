@@ -51,7 +51,7 @@ def test_an_audit_pays_the_honest_and_bars_who_is_caught(
         step_until(validators, committed(stage, 4))
         for number, device in enumerate((*good, other, silent, shy)):
             stage.upload(device, UPDATE * (number + 2) / 8)
-        stage.upload(forger, -UPDATE)  # all answers wrong; its series says that none is
+        stage.upload(forger, -UPDATE, errors=[500_000, 1])  # all answers wrong, not none
         step(validators)
         assert all(stage.member(one).upload_cid == "" for one in stage.devices)
         stage.close()

@@ -83,7 +83,7 @@ def test_a_whole_round_on_two_workers(
         encrypt = type(stage.public).encrypt
         with pytest.MonkeyPatch.context() as patch:
             outside = (3 * n).to_bytes(stage.public.ciphertext_bytes, "big")
-            patch.setattr(type(stage.public), "encrypt", lambda *_: outside)
+            patch.setattr(type(stage.public), "encrypt", lambda *_, **__: outside)
             stage.upload(ranged)
         assert type(stage.public).encrypt is encrypt
         step_until(validators, decided(stage, stage.devices))

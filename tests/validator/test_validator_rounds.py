@@ -118,20 +118,26 @@ def test_a_round_in_paillier_mode_with_one_byzantine_validator(
 
 
 def test_a_round_in_sealed_mode(oracle: MakeOracle) -> None:
-    stage = oracle(Mode.SEALED, devices=5)
+    stage = oracle(Mode.SEALED, devices=8)
     validators = stage.validators()
-    stage.open()
-    first, copier, rider, hidden, last = stage.devices
+    stage.open(norm_max_e6=3_000_000)
+    first, copier, rider, hidden, forger, parrot, giant, last = stage.devices
     stage.upload(first)
     step(validators)
     assert stage.verdict(first) == PAID
     stage.upload(copier)  # the same codes, sealed under its own name
     stage.upload(rider, np.zeros(PARAMETERS))
     stage.upload(hidden, UPDATE * 0.7, readers=stage.judges[:1])  # three of four cannot open it
+    stage.upload(forger, UPDATE * 0.6, errors=[500_000, 200_001])
+    stage.upload(parrot, -UPDATE)  # with the series of everybody
+    stage.upload(giant, UPDATE * 1.9)
     stage.upload(last, UPDATE * 0.9)
     step_until(validators, decided(stage, stage.devices))
     assert stage.verdict(copier) == refused(VerdictCode.DUPLICATE)
-    assert stage.verdict(rider) == refused(VerdictCode.ERROR_MISMATCH)
+    assert stage.verdict(rider) == refused(VerdictCode.NO_UPDATE)
+    assert stage.verdict(forger) == refused(VerdictCode.ERROR_MISMATCH)
+    assert stage.verdict(parrot) == refused(VerdictCode.COPIED_SERIES)
+    assert stage.verdict(giant) == refused(VerdictCode.NORM)
     assert stage.verdict(hidden) == refused(VerdictCode.MALFORMED)
     assert stage.verdict(last) == PAID
     stage.close()
@@ -327,7 +333,7 @@ class Hasty(Validator):
         super()._push(action)
 
 
-def test_a_batch_that_fails_is_sent_one_by_one(oracle: MakeOracle) -> None:
+def test_a_batch_that_fails_is_sent_in_halves(oracle: MakeOracle) -> None:
     stage = oracle(devices=3)
     stage.validators()
     stage.open()

@@ -14,20 +14,36 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judging import CLIP_E6, PARAMETERS, PUBLIC, SECRETS, VERSION
+from judging import (
+    ARCHITECTURE,
+    CLIP_E6,
+    PARAMETERS,
+    POINTS_X,
+    POINTS_Y,
+    PUBLIC,
+    SECRETS,
+    UPDATE,
+    VERSION,
+)
 
 from gradledger import envelope, paillier
 from gradledger.chain.contract import VerdictCode
 from gradledger.codec import Codec
 from gradledger.envelope import Header, Kind, PayloadCodec
 from gradledger.errors import PaillierError
+from gradledger.models import Model
 from gradledger.opening import opening_bytes, pack_opening
 from gradledger.paillier import PaillierPublicKey, engines
 from gradledger.paillier.encrypting import Encryptor
 from gradledger.paillier.seeded import SeededRandomness
 from owner.paillier_key import PaillierPrivateKey
-from producer_validation.checks import Refusal
-from producer_validation.openings import check_opening, open_opening, opening_bytes_max
+from producer_validation.checks import Measure, Refusal
+from producer_validation.openings import (
+    check_opening,
+    judge_opening,
+    open_opening,
+    opening_bytes_max,
+)
 
 CODE = VerdictCode.OPENING_MISMATCH
 SEED, OTHER_SEED = (hashlib.sha256(text).digest() for text in (b"seed", b"another"))
@@ -388,3 +404,29 @@ def test_a_whole_audit(key: PaillierPublicKey) -> None:
     assert not isinstance(found, Refusal)
     assert (found == codes).all()
     assert np.abs(SHORT.dequantise(found) - np.linspace(-1, 1, PARAMETERS)).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("values", "reported", "norm_max_e6", "code"),
+    [
+        (UPDATE, 0, 0, None),
+        (UPDATE, 0, 2_100_000, None),
+        (UPDATE, 500_000, 0, VerdictCode.ERROR_MISMATCH),  # the zero model becomes perfect
+        (-UPDATE, 0, 0, VerdictCode.ERROR_MISMATCH),
+        (UPDATE * 0, 500_000, 0, VerdictCode.NO_UPDATE),
+        (UPDATE, 0, 1_900_000, VerdictCode.NORM),
+    ],
+)
+def test_what_was_opened_is_measured(
+    values: np.ndarray, reported: int, norm_max_e6: int, code: VerdictCode | None
+) -> None:
+    """A forged series, a free rider, a norm: what encryption hid, found in the opening."""
+    codes = SHORT.quantise(values)
+    upload = KEY.encrypt(codes, SHORT, seed=SEED)
+    model = Model(ARCHITECTURE, np.zeros(PARAMETERS))
+    measure = Measure(model, POINTS_X, POINTS_Y, reported, norm_max_e6=norm_max_e6)
+    payload = pack_opening(SEED, codes, SHORT)
+    found = judge_opening(payload, upload, SHORT, KEY, measure)
+    assert (found.code if found else None) is code
+    other = judge_opening(flipped(payload, 0, 0), upload, SHORT, KEY, measure)
+    assert other is not None and other.code is CODE

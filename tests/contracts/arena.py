@@ -82,6 +82,8 @@ class Outcome:
     ----------
     now : int
         The chain's time that the contract saw, seconds since 1970.
+    block : int
+        Number of the block.
     code : str or None
         None: it was taken. Otherwise the first word of the refusal, "" where it has none.
     text : str
@@ -91,6 +93,7 @@ class Outcome:
     """
 
     now: int
+    block: int
     code: str | None
     text: str
     traces: list[dict[str, Any]]
@@ -258,14 +261,15 @@ def _is_too_slow(processed: dict[str, Any]) -> bool:
 
 
 def _outcome(processed: dict[str, Any]) -> Outcome:
-    now, error = parse_time(processed["block_time"]), processed["except"]
+    now, block = parse_time(processed["block_time"]), int(processed["block_num"])
+    error = processed["except"]
     if error is None:
-        return Outcome(now, None, "", processed["action_traces"])
+        return Outcome(now, block, None, "", processed["action_traces"])
     text = _message(error)
     if error["code"] in CHECK_CODES:
-        return Outcome(now, error_from_check(text).code, text, [])
+        return Outcome(now, block, error_from_check(text).code, text, [])
     if error["code"] in AUTHORITY_CODES:
-        return Outcome(now, NO_AUTHORITY, text, [])
+        return Outcome(now, block, NO_AUTHORITY, text, [])
     raise NodeError(f"expected a check's refusal, got {error['name']}: {text}")
 
 

@@ -8,23 +8,38 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from contracts.arena import BAD, TOK, Arena, Outcome
-from contracts.model import DEVICE, VALIDATOR, Payment, Refused, Round, Task
+from contracts.model import DEVICE, VALIDATOR, Member, Payment, Refused, Round, Task
 from contracts.world import (
     ABI,
     ACCEPT,
+    ACCEPTED,
+    AUDITING,
+    DRAWING,
+    DRAWN,
+    DUPLICATE,
+    MALFORMED,
     OPEN,
+    OPENING_MISMATCH,
+    PAID,
     PENDING,
+    REFUSED,
     SETTLED,
     SUMMED,
     SUMMING,
+    UNAVAILABLE,
+    UNREVEALED,
     VERIFYING,
     ZERO,
     cid,
     digest,
+    lot_commitment,
+    lot_value,
+    round_document,
+    task_document,
 )
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
@@ -34,8 +49,10 @@ from gradledger.chain.contract import Rule
 from gradledger.chain.names import AMOUNT_MAX, Asset, Symbol, int_to_name, name_to_int
 
 TASKS = 3
-PHASE_STEPS_MAX = 6
-JUMPS_MAX = 8
+LOTS = ([200_000, 1_000_000], [0, 200_000], [0, 1_000_000])  # of each task; the first is likelier
+REVEALS = ([0, 300], [300, 0], [0, 300])
+PHASE_STEPS_MAX, ROUND_STEPS_MAX = 8, 30
+JUMPS_MAX = 12
 INDEX_MAX = 7
 CLEAR_SEC = 10  # past a deadline, where it makes no difference how fast this machine is
 HONEST_COST = 60
@@ -47,9 +64,9 @@ SERIES = [
 ]
 
 
-def mostly(good: Any, *others: Any) -> st.SearchStrategy[Any]:
-    """Draw the first value six times out of seven; failing histories shrink towards it."""
-    return st.sampled_from([good] * (6 * len(others)) + list(others))
+def mostly(good: Any, *others: Any, share: int = 6) -> st.SearchStrategy[Any]:
+    """Draw the first value so many times more often; failing histories shrink towards it."""
+    return st.sampled_from([good] * (share * len(others)) + list(others))
 
 
 tasks = st.integers(0, TASKS - 1)
@@ -57,6 +74,53 @@ indices = st.integers(0, INDEX_MAX)
 actors = mostly("self", "owner", "other owner", "device", "validator", "stranger", "contract")
 version_offsets = mostly(0, -1, 1, 2**31)
 cids = mostly("good", "Qm", "bad")
+
+
+@dataclass(frozen=True)
+class Mood:
+    """How the honest participants behave for a while.
+
+    Attributes
+    ----------
+    patient : bool
+        They wait for deadlines.
+    late : bool
+        They wait until nothing can be paid any more.
+    hiding : bool
+        Every second device neither reveals its CID nor opens its upload.
+    withholding : bool
+        The first validator does not reveal its lot.
+    codes, audit_codes : tuple of int
+        What the validators say in turn, before and in an audit; nothing if there are none.
+    """
+
+    patient: bool = True
+    late: bool = False
+    hiding: bool = False
+    withholding: bool = False
+    codes: tuple[int, ...] = (ACCEPT,)
+    audit_codes: tuple[int, ...] = (ACCEPT,)
+
+
+moods = mostly(
+    Mood(),
+    Mood(patient=False),
+    Mood(hiding=True),
+    Mood(codes=()),
+    Mood(codes=(), hiding=True),
+    Mood(codes=(DUPLICATE, MALFORMED, UNAVAILABLE)),
+    share=1,
+)
+# Of the rounds with audits, in turn: since the lots are drawn.
+AUDIT_MOODS = (
+    Mood(audit_codes=(OPENING_MISMATCH,)),
+    Mood(),
+    Mood(hiding=True),
+    Mood(audit_codes=()),
+    Mood(withholding=True, audit_codes=(OPENING_MISMATCH, MALFORMED, MALFORMED)),
+    Mood(audit_codes=(), late=True),
+    Mood(withholding=True, late=True),
+)
 
 
 class Book:
@@ -67,6 +131,7 @@ class Book:
         self.taken: Counter[str] = Counter()
         self.refused: dict[str, Counter[str]] = {}
         self.states: Counter[str] = Counter()
+        self.uploads: Counter[str] = Counter()  # from which state to which, and why
         self.paid_uploads = 0
 
     def document(self) -> dict[str, Any]:
@@ -80,6 +145,7 @@ class Book:
             "accepted": sum(self.taken.values()),
             "refused": sum(sum(codes.values()) for codes in self.refused.values()),
             "round_states": dict(sorted(self.states.items())),
+            "upload_states": dict(sorted(self.uploads.items())),
             "actions": {
                 name: {
                     "accepted": self.taken[name],
@@ -102,11 +168,11 @@ class ContractMachine(RuleBasedStateMachine):
         self.held_before = self.arena.balance(self.arena.contract)
         self.ram_before = {owner: self.arena.world.ram(owner) for owner in self.arena.owners}
         self.tasks: list[str] = []
-        self.plain_rule: dict[str, Rule] = {}  # of the rounds that honest owners open
+        self.plain_terms: dict[str, dict[str, int]] = {}  # of the rounds that honest owners open
         self.seen: dict[tuple[str, int], int] = {}  # the last state of a round
         self.received: set[tuple[str, int, str]] = set()
         self.fresh, self.jumps_left = 0, JUMPS_MAX
-        self.is_sound = True
+        self.is_sound, self.was_refused = True, False
         self.history: list[str] = []
         self.book.histories += 1
 
@@ -114,13 +180,17 @@ class ContractMachine(RuleBasedStateMachine):
 
     @initialize(
         modes=st.tuples(*[st.integers(0, 1)] * TASKS),
-        silences=st.tuples(*[st.integers(0, 1)] * TASKS),
+        silences=st.permutations([1, 0, 0]),
         devices_max=st.integers(4, 7),
         members=st.tuples(*[st.integers(4, 6)] * TASKS),
         validators=st.tuples(*[st.integers(1, 4)] * TASKS),
         funds=st.tuples(*[st.sampled_from([100_000, 2_000, 700])] * TASKS),
         rules=st.tuples(*[st.sampled_from(list(Rule))] * TASKS),
+        lots=st.tuples(*[st.sampled_from(shares) for shares in LOTS]),
+        bars=st.tuples(*[st.sampled_from([0, 1, 2])] * TASKS),
+        reveals=st.tuples(*[st.sampled_from(seconds) for seconds in REVEALS]),
         producers=st.booleans(),
+        audits=st.integers(0, len(AUDIT_MOODS) - 1),
     )
     def begin(
         self,
@@ -131,34 +201,33 @@ class ContractMachine(RuleBasedStateMachine):
         validators: Sequence[int],
         funds: Sequence[int],
         rules: Sequence[Rule],
+        lots: Sequence[int],
+        bars: Sequence[int],
+        reveals: Sequence[int],
         producers: bool,
+        audits: int,
     ) -> None:
         """Two tasks of one owner and one of another; the last may have producers judge."""
+        self.audits = audits
         for at in range(TASKS):
             owner = self.arena.owners[at % 2]
             task = self.arena.new_task_name()
             self.tasks.append(task)
-            self.plain_rule[task] = rules[at]
-            by_producers = producers and at == TASKS - 1
-            terms = {
-                "token_contract": self.arena.token,
-                "token_symbol": str(TOK),
-                "mode": modes[at],
-                "is_public": 0,
-                "validators_kind": int(by_producers),
-                "silence": silences[at],
-                "classes": 10,
-                "errors_max": 5,
-                "cost_max": 1000,
-                "devices_max": devices_max,
-                "sum_min": 3,
-                "parameters": 2410,
-                "slot_bits": 26,
-                "clip_e6": 1_000_000,
-                "key_hash": ZERO if modes[at] else digest("key"),
-                "card_cid": cid("card"),
-                "card_hash": digest("card"),
+            self.plain_terms[task] = {
+                "rule": int(rules[at]),
+                "reveal_sec": reveals[at],
+                "audit_sec": 300 if lots[at] else 0,
             }
+            by_producers = producers and at == TASKS - 1
+            terms = task_document(
+                token_contract=self.arena.token,
+                mode=0 if lots[at] else modes[at],
+                validators_kind=int(by_producers),
+                silence=silences[at],
+                devices_max=devices_max,
+                lot_e6=lots[at],
+                bar_rounds=bars[at],
+            )
             self.do("createtask", owner, task=task, owner=owner, terms=terms)
             devices = self.arena.devices[-members[at] :][:devices_max]
             judges = self.arena.validators[: validators[at]]
@@ -171,30 +240,41 @@ class ContractMachine(RuleBasedStateMachine):
             self.send_money(task, self.arena.token, owner, Asset(funds[at], TOK), task)
             self.open_plainly(self.model.tasks[task])
 
-    @rule(task=tasks, count=st.integers(1, 6), patient=st.booleans())
-    def take_part(self, task: int, count: int, patient: bool) -> None:
-        """Do what honest participants would do next; patient ones wait for deadlines."""
-        for _ in range(count):
-            self.next_step(self.model.tasks[self.tasks[task]], patient)
+    @rule(task=tasks, count=st.integers(1, 6), mood=moods)
+    def take_part(self, task: int, count: int, mood: Mood) -> None:
+        """Do what honest participants would do next."""
+        self.go_on(self.tasks[task], mood, mood, steps=count, until=SETTLED)
 
-    @rule(
-        task=tasks,
-        patient=mostly(True, False),
-        silent=st.sampled_from([False, False, True]),
-        whole=st.booleans(),
-    )
-    def finish(self, task: int, patient: bool, silent: bool, whole: bool) -> None:
-        """Do so until the round is in another state, or settled; silent validators say nothing."""
+    @rule(task=tasks, mood=moods)
+    def finish(self, task: int, mood: Mood) -> None:
+        """Do so until the round is in another state."""
         newest = self.model.tasks[self.tasks[task]].unsettled
-        self.go_on(
-            task, patient, silent, until=newest.state + 1 if newest and not whole else SETTLED
-        )
+        until = newest.state + 1 if newest else OPEN
+        self.go_on(self.tasks[task], mood, mood, steps=PHASE_STEPS_MAX, until=until)
 
-    def go_on(self, task: int, patient: bool, silent: bool, until: int) -> None:
-        for _ in range(PHASE_STEPS_MAX):
-            self.next_step(self.model.tasks[self.tasks[task]], patient, silent)
-            found = self.model.tasks[self.tasks[task]]
-            if found.version and found.rounds[found.version].state >= until:
+    @rule(second=st.booleans())
+    def audit_round(self, second: bool) -> None:
+        """Bring a round with audits to its end; who is barred by then tries in the next one."""
+        audited = [one for one in self.tasks if self.model.tasks[one].terms["lot_e6"]]
+        mood = AUDIT_MOODS[self.audits % len(AUDIT_MOODS)]
+        self.audits += 1
+        task = audited[second and len(audited) > 1]
+        self.go_on(task, Mood(), mood, steps=ROUND_STEPS_MAX, until=SETTLED)
+        found = self.model.tasks[task]
+        barred = [one for one in found.of_role(DEVICE) if one.barred_until > found.version]
+        if barred and found.unsettled is None:
+            self.open_plainly(found)
+            self.upload_of(self.model.tasks[task], barred[0].account)
+
+    def go_on(self, task: str, mood: Mood, audit_mood: Mood, *, steps: int, until: int) -> None:
+        """Take the next steps, as far as they are not refused."""
+        for _ in range(steps):
+            newest = self.model.tasks[task].unsettled
+            is_audit = newest is not None and newest.state in (DRAWING, AUDITING)
+            self.next_step(self.model.tasks[task], audit_mood if is_audit else mood)
+            found = self.model.tasks[task]
+            is_there = found.version and found.rounds[found.version].state >= until
+            if is_there or self.was_refused:
                 return
 
     @rule(
@@ -229,15 +309,20 @@ class ContractMachine(RuleBasedStateMachine):
             "device": account,
             "version": self.version(found, offset),
             "hash": self.hash_of_kind(found, account, hash_kind),
-            "cid": self.cid_of_kind(cid_kind),
+            "cid": self.upload_cid(found.unsettled, cid_kind),
             "cost": cost,
             "errors": errors,
         }
         name = "uploadgrad" if internal else "fedlearning"
         self.do(name, self.actor(found, actor, account), task=found.id, **data)
 
-    @rule(task=tasks, code=st.sampled_from([ACCEPT, 4]), first=indices, count=st.integers(1, 4))
-    def judge_together(self, task: int, code: int, first: int, count: int) -> None:
+    @rule(
+        task=tasks,
+        codes=st.sampled_from([(ACCEPT,), (MALFORMED,), (MALFORMED, UNREVEALED, DUPLICATE)]),
+        first=indices,
+        count=st.integers(1, 4),
+    )
+    def judge_together(self, task: int, codes: Sequence[int], first: int, count: int) -> None:
         """Some validators in turn judge what each has not, be it decided or late."""
         found = self.model.tasks[self.tasks[task]]
         newest = found.unsettled
@@ -247,25 +332,29 @@ class ContractMachine(RuleBasedStateMachine):
             found = self.model.tasks[self.tasks[task]]
             place %= len(newest.validators)
             said = [
-                {"hash": one.upload_hash, "code": code}
+                {"hash": one.upload_hash, "code": codes[place % len(codes)]}
                 for one in found.of_role(DEVICE)
-                if one.upload_version == found.version and not one.verdict(place)
+                if one.upload_version == found.version
+                and not one.verdict(place)
+                and (newest.state != AUDITING or one.opening_cid != ZERO)
             ]
             if not said:
                 continue
             validator = newest.validators[place]
             data = {"version": found.version, "validator": validator, "verdicts": said}
-            self.do("attest", validator, task=found.id, **data)
+            name = "attestaudit" if newest.state == AUDITING else "attest"
+            self.do(name, validator, task=found.id, **data)
 
     @rule(
         task=tasks,
         validator=indices,
         actor=actors,
         offset=version_offsets,
-        verdicts=st.lists(st.tuples(indices, mostly(ACCEPT, 0, 2, 4, 9, 10, 255)), max_size=3),
+        verdicts=st.lists(st.tuples(indices, mostly(ACCEPT, 0, 2, 4, 17, 18, 255)), max_size=3),
         everything=mostly(True, False),
         code=mostly(ACCEPT, 4),
         unknown=mostly(False, True),
+        mistaken=mostly(False, True),
     )
     def attest(
         self,
@@ -277,6 +366,7 @@ class ContractMachine(RuleBasedStateMachine):
         everything: bool,
         code: int,
         unknown: bool,
+        mistaken: bool,
     ) -> None:
         found = self.model.tasks[self.tasks[task]]
         account = self.judge(found, validator)
@@ -290,7 +380,54 @@ class ContractMachine(RuleBasedStateMachine):
         if unknown:
             said.append({"hash": digest("unknown"), "code": code})
         data = {"version": self.version(found, offset), "validator": account, "verdicts": said}
-        self.do("attest", self.actor(found, actor, account), task=found.id, **data)
+        audit = bool(found.unsettled and found.unsettled.state == AUDITING) != mistaken
+        name = "attestaudit" if audit else "attest"
+        self.do(name, self.actor(found, actor, account), task=found.id, **data)
+
+    @rule(
+        task=tasks,
+        device=indices,
+        actor=actors,
+        offset=version_offsets,
+        cid_kind=cids,
+        opening=st.booleans(),
+    )
+    def tell_cid(
+        self, task: int, device: int, actor: str, offset: int, cid_kind: str, opening: bool
+    ) -> None:
+        """Reveal the CID of an upload, or open an upload that may have been drawn."""
+        found = self.model.tasks[self.tasks[task]]
+        account = self.account(self.arena.devices, device)
+        data = {
+            "device": account,
+            "version": self.version(found, offset),
+            "cid": self.cid_of_kind(cid_kind),
+        }
+        name = "openupload" if opening else "reveal"
+        self.do(name, self.actor(found, actor, account), task=found.id, **data)
+
+    @rule(
+        task=tasks,
+        validator=indices,
+        actor=actors,
+        offset=version_offsets,
+        revealing=st.booleans(),
+        kind=mostly("right", "other", "zero"),
+    )
+    def draw_lot(
+        self, task: int, validator: int, actor: str, offset: int, revealing: bool, kind: str
+    ) -> None:
+        """Commit to a value that decides who is audited, or reveal it."""
+        found = self.model.tasks[self.tasks[task]]
+        account, version = self.judge(found, validator), self.version(found, offset)
+        who = self.actor(found, actor, account)
+        data = {"task": found.id, "version": version, "validator": account}
+        value = lot_value(found.id, version, account, *(kind,) * (kind == "other"))
+        if revealing:
+            self.do("reveallot", who, value=ZERO if kind == "zero" else value, **data)
+        else:
+            right = lot_commitment(found.id, version, account, value)
+            self.do("commitlot", who, commitment=ZERO if kind == "zero" else right, **data)
 
     @rule(
         task=tasks,
@@ -349,12 +486,14 @@ class ContractMachine(RuleBasedStateMachine):
         offset=version_offsets,
         price=mostly(10, 1, 2**40, AMOUNT_MAX // 1000, AMOUNT_MAX // 1000 + 1, 0, -1),
         budget=st.sampled_from(["some", "all", "some", "too much", "none", "negative"]),
-        phases=st.tuples(*[st.sampled_from([300, 60, 900])] * 3),
+        phases=st.tuples(*[st.sampled_from([300, 60, 900])] * 4),
         phase=mostly("good", "zero", "long"),
+        reveal_sec=st.sampled_from([0, 120, 0, 2**32 - 1, 120, 0]),
+        has_audits=mostly(True, False),
         close_after=st.sampled_from([1, 0, 2, 5]),
         which=st.sampled_from([*Rule, 0, max(Rule) + 1]),
         tau=mostly(100_000, 0, 1_000_001, 1_000_002),
-        field=mostly("", "model_hash", "epochs", "batch_size", "measures", "cid"),
+        field=mostly("", "model_hash", "epochs", "batch_size", "measures", "model_cid"),
     )
     def open_round(
         self,
@@ -365,6 +504,8 @@ class ContractMachine(RuleBasedStateMachine):
         budget: str,
         phases: Sequence[int],
         phase: str,
+        reveal_sec: int,
+        has_audits: bool,
         close_after: int,
         which: int,
         tau: int,
@@ -373,23 +514,22 @@ class ContractMachine(RuleBasedStateMachine):
         found = self.model.tasks[self.tasks[task]]
         free = found.free
         budgets = {"some": free // 2, "all": free, "too much": free + 1, "none": 0, "negative": -1}
-        training = {"epochs": 1, "batch_size": 32, "rate_e6": 50_000, "measures": 4, "seed": 7}
-        if field in training:
-            training[field] = 0
-        terms = {
-            "model_cid": "Qm" if field == "cid" else cid("model"),
-            "model_hash": ZERO if field == "model_hash" else digest("model"),
-            "price": price,
-            "budget": budgets[budget],
-            "open_sec": {"good": phases[0], "zero": 0, "long": 2**32 - 1}[phase],
-            "verdict_sec": phases[1],
-            "sum_sec": phases[2],
-            "close_after": close_after,
-            "rule": int(which),
-            "tau": tau,
-            "eta_e6": 1_000_000,
-            "training": training,
-        }
+        terms = round_document(
+            price=price,
+            budget=budgets[budget],
+            open_sec={"good": phases[0], "zero": 0, "long": 2**32 - 1}[phase],
+            verdict_sec=phases[1],
+            sum_sec=phases[2],
+            reveal_sec=reveal_sec,
+            audit_sec=phases[3] if has_audits == bool(found.terms["lot_e6"]) else 0,
+            close_after=close_after,
+            rule=int(which),
+            tau=tau,
+        )
+        if field in terms["training"]:
+            terms["training"][field] = 0
+        elif field:
+            terms[field] = {"model_hash": ZERO, "model_cid": "Qm"}[field]
         data = {"version": max(0, found.version + 1 + offset) % 2**32, "terms": terms}
         self.do("openround", self.actor(found, actor, found.owner), task=found.id, **data)
 
@@ -542,30 +682,46 @@ class ContractMachine(RuleBasedStateMachine):
     @rule(
         task=tasks,
         later=st.sampled_from([0, -1]),
-        second=st.booleans(),
+        which=st.integers(0, 2),
         start=st.none() | indices,
     )
-    def reach_deadline(self, task: int, later: int, second: bool, start: int | None) -> None:
+    def reach_deadline(self, task: int, later: int, which: int, start: int | None) -> None:
         """Go to a deadline or to the second before it, and do at once what it is about."""
         found = self.model.tasks[self.tasks[task]]
         newest = found.unsettled
         if newest is None or self.jumps_left < 2:
             return
         stranger, by_version = self.arena.stranger, {"task": found.id, "version": found.version}
+        audits = newest.audit_deadline + which * newest.audit_sec
+        closed = [newest.verdict_deadline, newest.verdicts_end, newest.reveal_deadline]
         due = {
             OPEN: newest.deadline,
-            VERIFYING: newest.verdict_deadline + second * newest.verdict_sec,
+            VERIFYING: closed[which] or newest.verdict_deadline,
+            DRAWING: audits,
+            AUDITING: audits,
         }.get(newest.state, newest.sum_deadline)
         self.wait_for(due + later)
+        first = {} if start is None else {"start": self.account(self.arena.devices, start)}
+        codes = (ACCEPT,) if start is None else ()
+        mood = Mood(patient=False, codes=codes, audit_codes=codes)
         if newest.state == OPEN:
             self.upload_of(found, (self.waiting(found) or self.arena.devices)[0])
             self.do("closeround", stranger, caller=stranger, **by_version)
         elif newest.state == VERIFYING:
-            self.judge_or_push(found, newest, patient=False, silent=start is not None)
-            first = {} if start is None else {"start": self.account(self.arena.devices, start)}
+            untold = [one for one in self.uploads(found, PENDING) if one.upload_cid == ZERO]
+            for one in untold[:1]:
+                data = {"device": one.account, "cid": cid("file")}
+                self.do("reveal", one.account, **by_version, **data)
+            self.judge_or_push(found, newest, mood)
             self.do("push", stranger, limit=1, **by_version, **first)
-        elif newest.state == SUMMING:
-            self.do("push", stranger, limit=1, **by_version)
+        elif newest.state == AUDITING:
+            for one in self.uploads(found, DRAWN)[:1]:
+                data = {"device": one.account, "cid": cid("opening")}
+                self.do("openupload", one.account, **by_version, **data)
+            self.answer_or_push(self.model.tasks[found.id], newest, mood)
+            self.do("push", stranger, limit=1, **by_version, **first)
+        elif newest.state in (DRAWING, SUMMING):
+            self.do("push", stranger, limit=1, **by_version, **first)
         else:
             self.do("settle", stranger, limit=1, caller=stranger, **by_version)
         self.wait_for(due + CLEAR_SEC)
@@ -625,40 +781,36 @@ class ContractMachine(RuleBasedStateMachine):
             "zero": ZERO,
         }[kind]
 
+    def upload_cid(self, newest: Round | None, kind: str) -> str:
+        """Return the CID that an upload comes with: none, where it is revealed later."""
+        text = self.cid_of_kind(kind)
+        return "" if newest and newest.reveal_sec and kind == "good" else text
+
     def cid_of_kind(self, kind: str) -> str:
         good = cid("file")
         return {"good": good, "Qm": "Qm", "bad": good[:-1] + "0"}[kind]
 
-    def next_step(self, task: Task, patient: bool, silent: bool = False) -> None:
+    def next_step(self, task: Task, mood: Mood) -> None:
         newest = task.unsettled
         if newest is None:
             self.open_plainly(task)
         elif newest.state == OPEN:
-            self.upload_or_close(task, newest, patient)
+            self.upload_or_close(task, newest, mood)
         elif newest.state == VERIFYING:
-            self.judge_or_push(task, newest, patient, silent)
+            self.judge_or_push(task, newest, mood)
+        elif newest.state == DRAWING:
+            self.draw_or_push(task, newest, mood)
+        elif newest.state == AUDITING:
+            self.answer_or_push(task, newest, mood)
         elif newest.state == SUMMING:
-            self.vote_or_push(task, newest, patient, silent)
+            self.vote_or_push(task, newest, mood)
         elif newest.state == SUMMED:
             data = {"version": task.version, "limit": 4, "caller": task.owner}
             self.do("settle", task.owner, task=task.id, **data)
 
     def open_plainly(self, task: Task) -> None:
-        training = {"epochs": 1, "batch_size": 32, "rate_e6": 50_000, "measures": 4, "seed": 7}
-        terms = {
-            "model_cid": cid("model"),
-            "model_hash": digest("model"),
-            "price": 10,
-            "budget": min(task.free, 20_000),
-            "open_sec": 300,
-            "verdict_sec": 300,
-            "sum_sec": 300,
-            "close_after": 1,
-            "rule": int(self.plain_rule[task.id]),
-            "tau": 100_000,
-            "eta_e6": 1_000_000,
-            "training": training,
-        }
+        phases = dict.fromkeys(("open_sec", "verdict_sec", "sum_sec"), 300)
+        terms = round_document(budget=min(task.free, 20_000), **phases, **self.plain_terms[task.id])
         data = {"version": task.version + 1, "terms": terms}
         self.do("openround", task.owner, task=task.id, **data)
 
@@ -667,21 +819,41 @@ class ContractMachine(RuleBasedStateMachine):
         return [
             member.account
             for member in task.of_role(DEVICE)
-            if member.joined and member.upload_version != task.version
+            if member.joined
+            and member.upload_version != task.version
+            and member.barred_until < task.version
         ]
+
+    def uploads(self, task: Task, state: int) -> list[Member]:
+        """Return the uploads that are in this state."""
+        return [one for one in task.of_role(DEVICE) if one.upload_state == state]
+
+    def hides(self, device: str, mood: Mood) -> bool:
+        return mood.hiding and self.arena.devices.index(device) % 2 == 0
+
+    def is_judge(self, task: Task, account: str) -> bool:
+        return account in task.members and bool(task.members[account].joined)
 
     def upload_of(self, task: Task, device: str) -> None:
         data = {
             "device": device,
             "version": task.version,
             "hash": self.hash_of_kind(task, device, "fresh"),
-            "cid": cid("file"),
+            "cid": self.upload_cid(task.unsettled, "good"),
             "cost": HONEST_COST,
             "errors": FALL,
         }
         self.do("fedlearning", device, task=task.id, **data)
 
-    def upload_or_close(self, task: Task, newest: Round, patient: bool) -> None:
+    def upload_or_close(self, task: Task, newest: Round, mood: Mood) -> None:
+        if task.terms["lot_e6"] and not newest.uploads:
+            for place, validator in enumerate(newest.validators):
+                if newest.lots[place]["commitment"] == ZERO and self.is_judge(task, validator):
+                    value = lot_value(task.id, task.version, validator)
+                    right = lot_commitment(task.id, task.version, validator, value)
+                    data = {"validator": validator, "commitment": right}
+                    self.do("commitlot", validator, task=task.id, version=task.version, **data)
+                    return
         waiting = self.waiting(task)
         is_over = self.arena.clock.now() >= newest.deadline
         if (
@@ -692,35 +864,95 @@ class ContractMachine(RuleBasedStateMachine):
         ):
             self.upload_of(task, waiting[0])
             return
-        if patient and not 0 < newest.close_after <= newest.uploads:
+        if mood.patient and not 0 < newest.close_after <= newest.uploads:
             self.wait_for(newest.deadline + CLEAR_SEC)
         data = {"version": task.version, "caller": task.owner}
         self.do("closeround", task.owner, task=task.id, **data)
 
-    def judge_or_push(self, task: Task, newest: Round, patient: bool, silent: bool) -> None:
-        pending = [one for one in task.of_role(DEVICE) if one.upload_state == PENDING]
-        for place, validator in enumerate([] if silent else newest.validators):
+    def judge_or_push(self, task: Task, newest: Round, mood: Mood) -> None:
+        by_version = {"task": task.id, "version": task.version}
+        pending = self.uploads(task, PENDING)
+        untold = [one for one in pending if one.upload_cid == ZERO]
+        telling = [one for one in untold if not self.hides(one.account, mood)]
+        is_over = self.arena.clock.now() >= newest.reveal_deadline
+        if telling and not is_over:
+            data = {"device": telling[0].account, "cid": cid("file")}
+            self.do("reveal", telling[0].account, **by_version, **data)
+            return
+        known = [one for one in pending if is_over or one.upload_cid != ZERO]
+        if self.judge_next(task, newest, known, mood.codes, "attest"):
+            return
+        if mood.patient:
+            waits_for_verdicts = untold and not is_over and mood.codes
+            due = newest.verdicts_end if mood.late else newest.verdict_deadline
+            self.wait_for((newest.reveal_deadline if waits_for_verdicts else due) + CLEAR_SEC)
+            if waits_for_verdicts:
+                return
+        self.do("push", self.arena.stranger, limit=2, **by_version)
+
+    def draw_or_push(self, task: Task, newest: Round, mood: Mood) -> None:
+        by_version = {"task": task.id, "version": task.version}
+        for place, validator in enumerate(newest.validators):
+            value = lot_value(task.id, task.version, validator)
+            right = lot_commitment(task.id, task.version, validator, value)
+            hidden = {"commitment": right, "value": ZERO}
+            if newest.lots[place] == hidden and not (mood.withholding and place == 0):
+                self.do("reveallot", validator, validator=validator, value=value, **by_version)
+                return
+        if mood.patient and len(newest.values()) < newest.committed():
+            self.wait_for(newest.audit_deadline + mood.late * newest.audit_sec + CLEAR_SEC)
+        self.do("push", self.arena.stranger, limit=2, **by_version)
+
+    def answer_or_push(self, task: Task, newest: Round, mood: Mood) -> None:
+        by_version = {"task": task.id, "version": task.version}
+        drawn = self.uploads(task, DRAWN)
+        closed = [one for one in drawn if one.opening_cid == ZERO]
+        is_over = self.arena.clock.now() >= newest.audit_deadline
+        for one in closed:
+            if not is_over and not self.hides(one.account, mood):
+                data = {"device": one.account, "cid": cid("opening")}
+                self.do("openupload", one.account, **by_version, **data)
+                return
+        opened = [one for one in drawn if one.opening_cid != ZERO]
+        if self.judge_next(task, newest, opened, mood.audit_codes, "attestaudit"):
+            return
+        if mood.patient:
+            more = 0 if closed and not is_over else (1 + mood.late) * newest.audit_sec
+            self.wait_for(newest.audit_deadline + more + CLEAR_SEC)
+        self.do("push", self.arena.stranger, limit=2, **by_version)
+
+    def judge_next(
+        self,
+        task: Task,
+        newest: Round,
+        uploads: Sequence[Member],
+        codes: Sequence[int],
+        action: str,
+    ) -> bool:
+        """Let the next validator that has not judge these uploads; return whether there is one."""
+        for place, validator in enumerate(newest.validators if codes else []):
+            code = codes[place % len(codes)]
             said = [
-                {"hash": one.upload_hash, "code": ACCEPT}
-                for one in pending
+                {
+                    "hash": one.upload_hash,
+                    "code": UNREVEALED if one.upload_cid == ZERO else code,
+                }
+                for one in uploads
                 if not one.verdict(place) and one.account != self.arena.hostile
             ]
-            if said and validator in task.members and task.members[validator].joined:
+            if said and self.is_judge(task, validator):
                 data = {"version": task.version, "validator": validator, "verdicts": said}
-                self.do("attest", validator, task=task.id, **data)
-                return
-        if patient:
-            self.wait_for(newest.verdict_deadline + CLEAR_SEC)
-        data = {"version": task.version, "limit": 2}
-        self.do("push", self.arena.stranger, task=task.id, **data)
+                self.do(action, validator, task=task.id, **data)
+                return True
+        return False
 
-    def vote_or_push(self, task: Task, newest: Round, patient: bool, silent: bool) -> None:
-        for place, validator in enumerate([] if silent else newest.validators):
+    def vote_or_push(self, task: Task, newest: Round, mood: Mood) -> None:
+        for place, validator in enumerate(newest.validators if mood.codes else []):
             if newest.sums[place]["hash"] == ZERO and validator in task.members:
                 data = {"validator": validator, "hash": digest("sum", "right"), "cid": cid("sum")}
                 self.do("attestsum", validator, task=task.id, version=task.version, **data)
                 return
-        if patient:
+        if mood.patient:
             self.wait_for(newest.sum_deadline + CLEAR_SEC)
         self.do("push", self.arena.stranger, task=task.id, version=task.version, limit=1)
 
@@ -743,13 +975,29 @@ class ContractMachine(RuleBasedStateMachine):
         outcome = self.arena.act(name, actor, data)
         self.note(f"{name} by {actor}: {data}", outcome)
         expected, payments = None, []
+        before = self.states_of(data["task"])
         try:
             payments = self.model.act(name, actor, outcome.now, data)
         except Refused as refusal:
             expected = refusal.code
         self.compare(name, outcome, expected)
+        if name == "openround" and expected is None:
+            task = self.model.tasks[data["task"]]
+            task.rounds[task.version].opened_block = outcome.block
+        for account, (state, reason) in self.states_of(data["task"]).items():
+            if account in before and before[account][0] != state:
+                self.book.uploads[f"{before[account][0]} to {state}, reason {reason}"] += 1
         self.check_payments(outcome, payments)
         self.check_after(data["task"])
+
+    def states_of(self, task: str) -> dict[str, tuple[int, int]]:
+        """Return the state of each member's upload, and its reason."""
+        members = self.model.tasks[task].members if task in self.model.tasks else {}
+        return {
+            name: (one.upload_state, one.upload_reason)
+            for name, one in members.items()
+            if one.role == DEVICE
+        }
 
     def send_money(self, task: str, token: str, sender: str, quantity: Asset, memo: str) -> None:
         self.is_sound = False
@@ -768,6 +1016,7 @@ class ContractMachine(RuleBasedStateMachine):
 
     def compare(self, name: str, outcome: Outcome, expected: str | None) -> None:
         self.book.steps += 1
+        self.was_refused = expected is not None
         assert outcome.code == expected, (
             f"{name}: expected {'no refusal' if expected is None else repr(expected)}, "
             f"got {outcome.code!r}: {outcome.text} (at {outcome.now})"
@@ -835,8 +1084,8 @@ class ContractMachine(RuleBasedStateMachine):
             self.book.states[f"{self.seen.get(key, 0)} to {row['state']}"] += 1
         self.seen[key] = row["state"]
         if row["state"] == SETTLED:
-            assert not row["validators"] and not row["sums"] and not row["frontier"]
-            assert row["pending"] == row["reserved"] == 0
+            assert not any(row[name] for name in ("validators", "sums", "lots", "frontier"))
+            assert row["pending"] == row["held"] == row["drawn"] == row["reserved"] == 0
 
     def check_balances(self) -> None:
         for (token, code, account), units in self.model.balances.items():
@@ -856,22 +1105,26 @@ def check_money(
     reserved = sum(one["reserved"] for one in unsettled)
     free = row["deposited"] - paid - reserved - row["withdrawn"]
     amounts = [row["deposited"], row["withdrawn"], paid, reserved, free]
-    amounts += [one[name] for one in rounds for name in ("paid", "reserved", "pending", "refused")]
+    counted = ("paid", "reserved", "pending", "refused", "held", "drawn")
+    amounts += [one[name] for one in rounds for name in counted]
     assert min(amounts) >= 0, amounts
     if len(rounds) == row["version"]:  # else some were not read
         assert row["paid"] == sum(one["paid"] for one in rounds if one["state"] == SETTLED)
     for one in unsettled:
         uploads = [each for each in members if each["upload_version"] == one["version"]]
-        prices = dict.fromkeys((1, 2, 3), 0)
+        counts, prices = Counter[int](), Counter[int]()
         for each in uploads:
+            counts[each["upload_state"]] += 1
             prices[each["upload_state"]] += each["upload_cost"] * one["price"]
         assert len(uploads) == one["uploads"]
-        assert prices[1] == one["reserved"] and prices[2] == one["paid"]
+        assert counts[PENDING] == one["pending"]
+        assert (counts[ACCEPTED], counts[DRAWN]) == (one["held"], one["drawn"])
+        assert counts[REFUSED] == one["refused"]
+        assert prices[PENDING] + prices[ACCEPTED] + prices[DRAWN] == one["reserved"]
+        assert prices[PAID] == one["paid"]
 
 
 def _without_frontier(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a round's row, times in seconds; the frontier is judged by the root it leads to."""
-    times = {
-        name: parse_time(row[name]) for name in ("deadline", "verdict_deadline", "sum_deadline")
-    }
+    times = {name: parse_time(row[name]) for name in row if name.endswith("deadline")}
     return {name: value for name, value in {**row, **times}.items() if name != "frontier"}

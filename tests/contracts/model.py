@@ -29,6 +29,7 @@ from contracts.world import (
     SUMMING,
     UNANSWERED,
     UNDELIVERED,
+    UNREVEALED,
     VERIFYING,
     ZERO,
     is_drawn,
@@ -169,7 +170,7 @@ class Round:
     def verdicts_end(self) -> int:
         """When the last verdict on an upload counts, in the phase that the round is in."""
         if self.state == AUDITING:
-            return self.audit_deadline + self.audit_sec
+            return self.audit_deadline + 2 * self.audit_sec
         return self.verdict_deadline + self.verdict_sec
 
     def committed(self) -> int:
@@ -734,7 +735,7 @@ class Model:
         payments = []
         for member in _visit(task, newest, limit):
             if member.upload_version == version:
-                payments += _push_upload(task, newest, member, phase, last)
+                payments += _push_upload(task, newest, member, now, phase, last)
         if start:
             newest.cursor = kept
         _advance(task, newest, now)
@@ -787,17 +788,23 @@ def _decision(upload: Member, newest: Round) -> int:
 
 
 def _push_upload(
-    task: Task, newest: Round, upload: Member, phase: int, last: bool
+    task: Task, newest: Round, upload: Member, now: int, phase: int, last: bool
 ) -> list[Payment]:
     """Do what `push` does with an upload once the time of the phase is up."""
-    reason = UNDELIVERED if last else SILENCE
-    pays = not last and task.terms["silence"] == SILENCE_PAYS
+    silence_pays = task.terms["silence"] == SILENCE_PAYS
     if (phase, upload.upload_state) == (VERIFYING, PENDING):
-        return _decide(task, newest, upload, reason, pays)
+        if upload.upload_cid == ZERO:
+            return _decide(task, newest, upload, UNREVEALED, False)
+        reason = UNDELIVERED if last else SILENCE
+        return _decide(task, newest, upload, reason, silence_pays and not last)
     if (phase, upload.upload_state) == (AUDITING, DRAWN):
         if upload.opening_cid == ZERO:
             return _decide(task, newest, upload, UNANSWERED, False)
-        return _decide(task, newest, upload, reason, pays)
+        if not last:  # a last opening has time for verdicts
+            return []
+        gone = now >= newest.verdicts_end
+        reason = UNDELIVERED if gone else SILENCE
+        return _decide(task, newest, upload, reason, silence_pays and not gone)
     if (phase, upload.upload_state) != (DRAWING, ACCEPTED):
         return []
     if last:

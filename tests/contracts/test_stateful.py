@@ -26,7 +26,21 @@ STEPS = int(os.environ.get("STATEFUL_STEPS", "2000"))
 SEED = int(os.environ.get("STATEFUL_SEED", "1"))
 OUT = os.environ.get("STATEFUL_OUT", "")
 SHRINK_SEC_MAX = 60
-RULES_PER_HISTORY, HISTORIES_PER_SEED = 120, 4
+# What is reached at least: a round's states, an upload's with its reason, refusals by the contract.
+STATES = {
+    *("0 to 1", "1 to 2", "1 to 6", "2 to 3", "2 to 6", "3 to 4", "3 to 5", "4 to 5", "4 to 6"),
+    *("5 to 6", "6 to 7"),
+}
+UPLOADS = {
+    *("1 to 2, reason 1", "1 to 3, reason 17", "1 to 3, reason 20", "1 to 4, reason 0"),
+    *("4 to 2, reason 1", "4 to 3, reason 21", "4 to 5, reason 0"),
+    *("5 to 2, reason 1", "5 to 3, reason 16", "5 to 3, reason 21", "5 to 3, reason 22"),
+}
+CODES = {
+    *("barred", "lots_missing", "already_committed", "not_drawing", "not_auditing", "not_opened"),
+    *("not_revealed", "deadline_passed", "deadline_not_passed"),
+}
+RULES_PER_HISTORY, HISTORIES_PER_SEED = 100, 8
 
 
 @pytest.fixture
@@ -67,5 +81,7 @@ def test_random_histories_end_as_the_model_says(
     print(json.dumps(document, indent=2))
     if OUT:
         Path(OUT).write_text(json.dumps(document, indent=2) + "\n")
-    assert book.paid_uploads > 0
-    assert set(book.states) >= {"0 to 1", "1 to 2", "3 to 4", "4 to 5"}
+    assert set(book.states) >= STATES
+    assert set(book.uploads) >= UPLOADS
+    refused = {code for codes in book.refused.values() for code in codes}
+    assert refused >= CODES

@@ -25,7 +25,7 @@ from device_sdk.training import TrainingRecipe
 from gradledger.chain.contract import RoundState
 from gradledger.demo import options
 from gradledger.demo.data import class_list
-from gradledger.errors import ContractError, NodeError
+from gradledger.errors import ChainError, ContractError, StoreError
 from gradledger.models import Model
 
 JOB_BYTES_MAX = 1 << 20
@@ -194,7 +194,7 @@ class Phone:
     def _await_decision(self, receipt: Receipt) -> None:
         try:
             outcome = receipt.wait(DECISION_SEC)
-        except NodeError as error:
+        except (ChainError, StoreError) as error:
             print(f"{self._account}: {error}", file=sys.stderr)  # the audit reads the chain itself
             return
         if isinstance(outcome, Paid):

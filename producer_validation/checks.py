@@ -65,6 +65,7 @@ __all__ = [
     "check_envelope",
     "check_header",
     "check_payload",
+    "check_reader",
     "check_update",
     "find_duplicate",
     "judge",
@@ -298,25 +299,19 @@ def check_header(header: Header, task: Task, version: int, member: Member) -> Re
 
 
 def check_envelope(
-    blob: bytes,
-    *,
-    task: Task,
-    version: int,
-    member: Member,
-    account: str,
-    payload_bytes: int,
+    blob: bytes, *, task: Task, version: int, member: Member, payload_bytes: int
 ) -> envelope.Envelope | Refusal:
     """Check all of an upload that is public: what anybody can repeat who has the bytes.
 
     Parameters
     ----------
-    blob, task, version, member, account, payload_bytes
+    blob, task, version, member, payload_bytes
         As `open_upload`.
 
     Returns
     -------
     Envelope or Refusal
-        Pure; the same for everybody, but for the last check, that `account` is among the readers.
+        Pure; the same for everybody.
     """
     bytes_max = _OVERHEAD_BYTES_MAX + payload_bytes
     refusal = check_blob(blob, member.upload_hash, bytes_max)
@@ -336,9 +331,14 @@ def check_envelope(
         )
     if task.terms.mode is Mode.SEALED and task.owner not in parsed.readers:
         return Refusal(VerdictCode.MALFORMED, f"expected the owner {task.owner} among the readers")
-    if account not in parsed.readers:
-        return Refusal(VerdictCode.MALFORMED, f"expected {account} among the readers")
     return parsed
+
+
+def check_reader(parsed: envelope.Envelope, account: str) -> Refusal | None:
+    """Check that an upload is sealed to a validator, as far as its table of readers shows it."""
+    if account in parsed.readers:
+        return None
+    return Refusal(VerdictCode.MALFORMED, f"expected {account} among the readers")
 
 
 def open_upload(
@@ -380,15 +380,13 @@ def open_upload(
     Of an upload that was accepted nonetheless, they cannot add up the sum.
     """
     parsed = check_envelope(
-        blob,
-        task=task,
-        version=version,
-        member=member,
-        account=account,
-        payload_bytes=payload_bytes,
+        blob, task=task, version=version, member=member, payload_bytes=payload_bytes
     )
     if isinstance(parsed, Refusal):
         return parsed
+    refusal = check_reader(parsed, account)
+    if refusal is not None:
+        return refusal
     try:
         payload = parsed.open(account, secret)
     except EnvelopeError as error:
@@ -640,7 +638,7 @@ def find_duplicate(
 ) -> Refusal | None:
     """Refuse a payload, or an update, that another device of the round sent as well.
 
-    The same are two equal payloads, and two updates that are less than a hundredth of the longer
+    The same are two equal payloads, and two updates that are less than a twentieth of the longer
     one apart, by their sketches. Of several one is accepted: the one that the chain has accepted
     already; while none is, the one whose account has the smallest 64-bit value. When each was
     recorded is not in the tables, so that no fairer order is the same for everybody. Who copies
@@ -670,17 +668,15 @@ def find_duplicate(
     different moments may vote differently; then neither copy gets a quorum, or one does. A copy
     that was altered by more, or (paillier mode) encrypted again, is not seen here.
     """
-    own = name_to_int(account)
-    rivals = [
-        one
-        for one in others
-        if one.account != account and (one.accepted or name_to_int(one.account) < own)
-    ]
-    near = measuring.is_near(sketch, [one.sketch for one in rivals])
+    others = [one for one in others if one.account != account]
+    near = measuring.is_near(sketch, [one.sketch for one in others])
     same = [
-        one for one, is_near in zip(rivals, near, strict=True) if is_near or one.digest == digest
+        one for one, is_near in zip(others, near, strict=True) if is_near or one.digest == digest
     ]
-    winners = [one for one in same if one.accepted] or same
+    own = name_to_int(account)
+    winners = [one for one in same if one.accepted] or [
+        one for one in same if name_to_int(one.account) < own
+    ]
     if not winners:
         return None
     first = min(winners, key=lambda one: name_to_int(one.account))

@@ -73,9 +73,7 @@ def test_a_sketch_keeps_distances() -> None:
     assert apart == pytest.approx(np.linalg.norm(a - b), rel=0.4)
 
 
-@pytest.mark.parametrize(
-    ("share", "near"), [(0, True), (0.002, True), (0.006, True), (0.03, False)]
-)
+@pytest.mark.parametrize(("share", "near"), [(0, True), (0.01, True), (0.03, True), (0.1, False)])
 def test_an_altered_copy_is_near_as_long_as_it_is_little(share: float, near: bool) -> None:
     original = drawn(1)
     other = drawn(2)
@@ -93,7 +91,7 @@ def test_sketches_that_are_not_there_are_not_near() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.floats(0, 0.03))
+@given(st.integers(0, 2**32 - 1), st.floats(0, 0.1))
 def test_near_is_mutual(seed: int, share: float) -> None:
     a = drawn(seed)
     b = a + share * drawn(seed + 1)

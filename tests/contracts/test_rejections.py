@@ -13,10 +13,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from contracts.world import MALFORMED, ZERO, Scene, World, cid, digest
+from contracts.world import (
+    MALFORMED,
+    OPENING_MISMATCH,
+    UNREVEALED,
+    ZERO,
+    Scene,
+    World,
+    cid,
+    digest,
+)
 
 from gradledger.chain.abi import parse_time
 from gradledger.chain.transaction import Action
+from gradledger.cid import digest_to_cid
 
 # ---- stages ---------------------------------------------------------------------------------
 
@@ -67,6 +77,55 @@ def expired(scene: Scene) -> None:
     """The time for uploads is over and nobody has closed the round."""
     scene.do(scene.open(open_sec=1))
     scene.wait(parse_time(scene.round()["deadline"]))
+
+
+def committed(scene: Scene) -> None:
+    """Of a task with lots, which all are committed to."""
+    scene.do(scene.open(), *[scene.commit_lot(v) for v in scene.validators])
+
+
+def loaded(scene: Scene) -> None:
+    committed(scene)
+    scene.do(*[scene.upload(d) for d in scene.devices[:3]])
+
+
+def drawing(scene: Scene) -> None:
+    loaded(scene)
+    scene.do(*[scene.verdict(v, scene.devices[:3]) for v in scene.quorum()], scene.close())
+
+
+def auditing(scene: Scene) -> None:
+    drawing(scene)
+    scene.do(*[scene.reveal_lot(v) for v in scene.validators], scene.push_on(scene.owner))
+
+
+def barred(scene: Scene) -> None:
+    """The first device was caught; the next round is open to uploads."""
+    auditing(scene)
+    scene.do(*[scene.opening(d) for d in scene.devices[:3]])
+    for validator in scene.quorum():
+        scene.do(
+            scene.audit_verdict(validator, scene.devices[:1], code=OPENING_MISMATCH),
+            scene.audit_verdict(validator, scene.devices[1:3]),
+        )
+    scene.do(scene.settle(), scene.open(2), *[scene.commit_lot(v, 2) for v in scene.validators])
+
+
+def hidden(scene: Scene) -> None:
+    """Three uploads whose CIDs are not known yet."""
+    scene.do(scene.open(reveal_sec=3600), *[scene.upload(d, cid="") for d in scene.devices[:3]])
+
+
+def revealing(scene: Scene) -> None:
+    hidden(scene)
+    scene.do(scene.close())
+
+
+def unrevealed(scene: Scene) -> None:
+    """It is too late for CIDs; the first device told its own."""
+    uploads = [scene.upload(d, cid="") for d in scene.devices[:3]]
+    scene.do(scene.open(reveal_sec=2), *uploads, scene.close(), scene.reveal(scene.devices[0]))
+    scene.wait(parse_time(scene.round()["reveal_deadline"]))
 
 
 def after(
@@ -121,6 +180,9 @@ def training(name: str, value: int, message: str, **fields: Any) -> Row:
     return Row(f"openround-{name}", created, lambda s: s.open(training=recipe, **fields), message)
 
 
+LOTS = {"lot_e6": 1_000_000, "bar_rounds": 2}
+PHASES = "verifying, drawing, auditing or summing"
+NO_DIGEST = digest_to_cid(bytes(32))
 TOO_EARLY = "deadline_not_passed: expected a time of at least #, it is #"
 NO_CID = (
     "expected a CIDv0 of 46 base58 characters that starts with Qm, got {n} characters that are none"
@@ -219,6 +281,31 @@ ROWS = [
     upload(opened, "cid-alphabet", no_cid("cid", 46), cid=cid("x")[:-1] + "0"),
     upload(opened, "cid-prefix", no_cid("cid", 46), cid="Rm" + cid("x")[2:]),
     upload(opened, "cid-v1", no_cid("cid", 59), cid="b" + "a" * 58),
+    upload(opened, "cid-of-zeros", no_cid("cid", 46), cid=NO_DIGEST),
+    upload(
+        hidden,
+        "cid-told-too-early",
+        "bad_cid: cid: expected none before the round is closed, got 46 characters",
+    ),
+    upload(
+        opened,
+        "before-lots",
+        "lots_missing: expected the lots of 3 validators before an upload, got 0",
+        make=LOTS,
+    ),
+    upload(
+        after(lambda s: [s.open(), *[s.commit_lot(v) for v in s.validators[2:]]]),
+        "before-enough-lots",
+        "lots_missing: expected the lots of 3 validators before an upload, got 2",
+        make=LOTS,
+    ),
+    Row(
+        "upload-barred",
+        barred,
+        lambda s: s.upload(s.devices[0], 2),
+        "barred: {d0} failed an audit and may upload again after version 3, got version 2",
+        LOTS,
+    ),
     upload(opened, "errors-none", "no_errors: expected 1 to 5 validation errors, got 0", errors=[]),
     upload(
         opened,
@@ -432,13 +519,13 @@ ROWS = [
         "attest-code-0",
         uploaded,
         lambda s: s.verdict(s.validators[0], s.devices[:1], code=0),
-        "bad_verdict: expected 1 to 9, got 0",
+        "bad_verdict: expected 1 to 17, got 0",
     ),
     Row(
-        "attest-code-10",
+        "attest-code-18",
         uploaded,
-        lambda s: s.verdict(s.validators[0], s.devices[:1], code=10),
-        "bad_verdict: expected 1 to 9, got 10",
+        lambda s: s.verdict(s.validators[0], s.devices[:1], code=18),
+        "bad_verdict: expected 1 to 17, got 18",
     ),
     Row(
         "attest-nothing",
@@ -451,6 +538,360 @@ ROWS = [
         uploaded,
         lambda s: s.verdict(s.validators[0], s.devices[:1] * 501),
         "limit_exceeded: expected at most 500 verdicts, got 501",
+    ),
+    # ---- CIDs that are revealed later -----------------------------------------------------------
+    Row(
+        "attest-hidden-open",
+        hidden,
+        lambda s: s.verdict(s.validators[0], s.devices[:1], code=UNREVEALED),
+        "not_revealed: expected a refusal after 0, the CID of {d0} is not known",
+    ),
+    Row(
+        "attest-hidden-early",
+        revealing,
+        lambda s: s.verdict(s.validators[0], s.devices[:1], code=UNREVEALED),
+        "not_revealed: expected a refusal after #, the CID of {d0} is not known",
+    ),
+    Row(
+        "attest-hidden-accept",
+        unrevealed,
+        lambda s: s.verdict(s.validators[0], s.devices[:2]),
+        "not_revealed: expected a refusal after #, the CID of {d1} is not known",
+    ),
+    Row(
+        "reveal-late",
+        unrevealed,
+        lambda s: s.reveal(s.devices[1]),
+        "deadline_passed: expected a CID before #, the time is #",
+    ),
+    Row(
+        "reveal-open",
+        hidden,
+        lambda s: s.reveal(s.devices[0]),
+        "round_not_closed: expected round 1 to be verifying, it is open",
+    ),
+    Row(
+        "reveal-where-none-is-due",
+        verifying,
+        lambda s: s.reveal(s.devices[0]),
+        "deadline_passed: expected a CID before 0, the time is #",
+    ),
+    Row(
+        "reveal-summing",
+        summing,
+        lambda s: s.reveal(s.devices[0]),
+        "round_not_closed: expected round 1 to be verifying, it is summing",
+    ),
+    Row(
+        "reveal-twice",
+        after(lambda s: [s.reveal(s.devices[0])], revealing),
+        lambda s: s.reveal(s.devices[0], cid_=cid("other")),
+        "already_revealed: the CID of the upload of {d0} for version 1 is known",
+    ),
+    Row(
+        "reveal-without-upload",
+        revealing,
+        lambda s: s.reveal(s.devices[3]),
+        "unknown_upload: {d3} has no upload in round 1",
+    ),
+    Row(
+        "reveal-stranger",
+        revealing,
+        lambda s: s.reveal(s.world.creator),
+        "not_a_member: {creator} is no member of task {task}",
+    ),
+    Row(
+        "reveal-validator",
+        revealing,
+        lambda s: s.reveal(s.validators[0]),
+        "unknown_upload: {v0} has no upload in round 1",
+    ),
+    Row(
+        "reveal-version",
+        revealing,
+        lambda s: s.reveal(s.devices[0], 2),
+        "future_version: got version 2, the current version is 1",
+    ),
+    Row("reveal-nothing", revealing, lambda s: s.reveal(s.devices[0], cid_=""), no_cid("cid", 0)),
+    Row(
+        "reveal-zeros",
+        revealing,
+        lambda s: s.reveal(s.devices[0], cid_=NO_DIGEST),
+        no_cid("cid", 46),
+    ),
+    # ---- lots -----------------------------------------------------------------------------------
+    Row(
+        "commitlot-without-audits",
+        opened,
+        lambda s: s.commit_lot(s.validators[0]),
+        "no_lots: expected a task with audits, {task} has none",
+    ),
+    Row(
+        "commitlot-device",
+        opened,
+        lambda s: s.commit_lot(s.devices[0]),
+        "not_a_validator: {d0} is no joined validator of task {task}",
+        LOTS,
+    ),
+    Row(
+        "commitlot-twice",
+        committed,
+        lambda s: s.commit_lot(s.validators[0], value=HASH),
+        "already_committed: {v0} has a lot in round 1",
+        LOTS,
+    ),
+    Row(
+        "commitlot-late",
+        after(lambda s: [s.open(), *[s.commit_lot(v) for v in s.quorum()], s.upload(s.devices[0])]),
+        lambda s: s.commit_lot(s.validators[3]),
+        "uploads_begun: expected a lot before the first upload, there are 1",
+        LOTS,
+    ),
+    Row(
+        "commitlot-closed",
+        drawing,
+        lambda s: s.commit_lot(s.validators[0]),
+        "round_not_open: expected round 1 to be open, it is drawing",
+        LOTS,
+    ),
+    Row(
+        "commitlot-version",
+        committed,
+        lambda s: s.commit_lot(s.validators[0], 2),
+        "wrong_version: expected a verdict on the current version 1, got version 2",
+        LOTS,
+    ),
+    Row(
+        "commitlot-zero",
+        opened,
+        lambda s: s.act(
+            "commitlot", s.validators[0], version=1, validator=s.validators[0], commitment=ZERO
+        ),
+        "empty_hash: commitment: expected 32 bytes that are not all zero",
+        LOTS,
+    ),
+    Row(
+        "reveallot-before-the-verdicts",
+        loaded,
+        lambda s: s.reveal_lot(s.validators[0]),
+        "not_drawing: expected round 1 to be drawing, it is open",
+        LOTS,
+    ),
+    Row(
+        "reveallot-after-the-draw",
+        auditing,
+        lambda s: s.reveal_lot(s.validators[0]),
+        "not_drawing: expected round 1 to be drawing, it is auditing",
+        LOTS,
+    ),
+    Row(
+        "reveallot-another-value",
+        drawing,
+        lambda s: s.reveal_lot(s.validators[0], value=HASH),
+        "wrong_lot: expected the value that {v0} committed to in round 1",
+        LOTS,
+    ),
+    Row(
+        "reveallot-of-another",
+        drawing,
+        lambda s: s.act(
+            "reveallot",
+            s.validators[0],
+            version=1,
+            validator=s.validators[0],
+            value=digest("lot", s.validators[1], 1),
+        ),
+        "wrong_lot: expected the value that {v0} committed to in round 1",
+        LOTS,
+    ),
+    Row(
+        "reveallot-without-commitment",
+        lambda s: (
+            s.do(
+                s.open(),
+                *[s.commit_lot(v) for v in s.quorum()],
+                s.upload(s.devices[0]),
+                *[s.verdict(v, s.devices[:1]) for v in s.quorum()],
+                s.close(),
+            )
+            and None
+        ),
+        lambda s: s.reveal_lot(s.validators[3]),
+        "wrong_lot: expected the value that {v3} committed to in round 1",
+        LOTS,
+    ),
+    Row(
+        "reveallot-zero",
+        drawing,
+        lambda s: s.reveal_lot(s.validators[0], value=ZERO),
+        "empty_hash: value: expected 32 bytes that are not all zero",
+        LOTS,
+    ),
+    Row(
+        "reveallot-twice",
+        after(lambda s: [s.reveal_lot(s.validators[0])], drawing),
+        lambda s: s.reveal_lot(s.validators[0]),
+        "already_revealed: {v0} has revealed its lot of round 1",
+        LOTS,
+    ),
+    Row(
+        "reveallot-stranger",
+        drawing,
+        lambda s: s.reveal_lot(s.world.creator),
+        "not_a_validator: {creator} is no joined validator of task {task}",
+        LOTS,
+    ),
+    Row(
+        "push-before-all-lots",
+        after(lambda s: [s.reveal_lot(v) for v in s.validators[:3]], drawing),
+        lambda s: s.push_on(s.owner),
+        TOO_EARLY,
+        LOTS,
+    ),
+    # ---- audits ---------------------------------------------------------------------------------
+    Row(
+        "openupload-before-the-draw",
+        drawing,
+        lambda s: s.opening(s.devices[0]),
+        "not_auditing: expected round 1 to be auditing, it is drawing",
+        LOTS,
+    ),
+    Row(
+        "openupload-not-drawn",
+        after(
+            lambda s: [
+                s.opening(s.devices[0]),
+                *[s.audit_verdict(v, s.devices[:1]) for v in s.quorum()],
+            ],
+            auditing,
+        ),
+        lambda s: s.opening(s.devices[0]),
+        "not_drawn: the upload of {d0} for version 1 is not under audit",
+        LOTS,
+    ),
+    Row(
+        "openupload-twice",
+        after(lambda s: [s.opening(s.devices[0])], auditing),
+        lambda s: s.opening(s.devices[0], cid_=cid("other")),
+        "already_opened: the upload of {d0} for version 1 was opened",
+        LOTS,
+    ),
+    Row(
+        "openupload-without-upload",
+        auditing,
+        lambda s: s.opening(s.devices[3]),
+        "unknown_upload: {d3} has no upload in round 1",
+        LOTS,
+    ),
+    Row(
+        "openupload-version",
+        auditing,
+        lambda s: s.opening(s.devices[0], 2),
+        "future_version: got version 2, the current version is 1",
+        LOTS,
+    ),
+    Row(
+        "openupload-cid",
+        auditing,
+        lambda s: s.opening(s.devices[0], cid_="Qm"),
+        no_cid("cid", 2),
+        LOTS,
+    ),
+    Row(
+        "openupload-zeros",
+        auditing,
+        lambda s: s.opening(s.devices[0], cid_=NO_DIGEST),
+        no_cid("cid", 46),
+        LOTS,
+    ),
+    Row(
+        "attestaudit-unopened",
+        after(lambda s: [s.opening(s.devices[0])], auditing),
+        lambda s: s.audit_verdict(s.validators[0], s.devices[:2]),
+        "not_opened: expected a verdict on an opened upload, that of {d1} is not",
+        LOTS,
+    ),
+    Row(
+        "attestaudit-without-audit",
+        uploaded,
+        lambda s: s.audit_verdict(s.validators[0], s.devices[:1]),
+        "not_opened: expected a verdict on an opened upload, that of {d0} is not",
+    ),
+    Row(
+        "attestaudit-twice",
+        after(
+            lambda s: [s.opening(s.devices[0]), s.audit_verdict(s.validators[0], s.devices[:1])],
+            auditing,
+        ),
+        lambda s: s.audit_verdict(s.validators[0], s.devices[:1], code=OPENING_MISMATCH),
+        "already_attested: {v0} has judged the upload of {d0} in round 1",
+        LOTS,
+    ),
+    Row(
+        "attestaudit-code-18",
+        after(lambda s: [s.opening(s.devices[0])], auditing),
+        lambda s: s.audit_verdict(s.validators[0], s.devices[:1], code=18),
+        "bad_verdict: expected 1 to 17, got 18",
+        LOTS,
+    ),
+    Row(
+        "attestaudit-stranger",
+        after(lambda s: [s.opening(s.devices[0])], auditing),
+        lambda s: s.audit_verdict(s.world.creator, s.devices[:1]),
+        "not_a_validator: {creator} is no joined validator of task {task}",
+        LOTS,
+    ),
+    Row(
+        "attestaudit-nothing",
+        auditing,
+        lambda s: s.audit_verdict(s.validators[0], []),
+        "bad_parameter: verdicts: expected at least 1, got 0",
+        LOTS,
+    ),
+    Row("push-audits-before-the-deadline", auditing, lambda s: s.push_on(s.owner), TOO_EARLY, LOTS),
+    Row(
+        "settle-auditing",
+        auditing,
+        lambda s: s.settle(),
+        "not_summed: expected round 1 to be summed, it is auditing",
+        LOTS,
+    ),
+    Row(
+        "attestsum-drawing",
+        drawing,
+        lambda s: s.vote_sum(s.validators[0]),
+        "not_summing: expected round 1 to be summing, it is drawing",
+        LOTS,
+    ),
+    Row(
+        "withdraw-reserve-of-held-uploads",
+        drawing,
+        lambda s: s.withdraw(998_201),
+        "reserved_money: expected at most 99.8200 TOK, got 99.8201 TOK",
+        LOTS,
+    ),
+    Row(
+        "withdraw-reserve-of-drawn-uploads",
+        auditing,
+        lambda s: s.withdraw(998_201),
+        "reserved_money: expected at most 99.8200 TOK, got 99.8201 TOK",
+        LOTS,
+    ),
+    Row(
+        "remove-under-audit",
+        auditing,
+        lambda s: s.act("remove", s.devices[0], account=s.devices[0]),
+        "round_open: {d0} has an upload in round 1, which is not settled",
+        LOTS,
+    ),
+    Row(
+        "issueset-auditing",
+        auditing,
+        lambda s: s.act(
+            "issueset", s.owner, device=s.devices[3], version=1, cid=cid("set"), hash=HASH
+        ),
+        "round_not_open: expected round 1 to be open, it is auditing",
+        LOTS,
     ),
     # ---- the sum ------------------------------------------------------------------------------
     Row(
@@ -545,7 +986,7 @@ ROWS = [
         "push-open",
         uploaded,
         lambda s: s.push_on(s.owner),
-        "round_not_closed: expected round 1 to be verifying or summing, it is open",
+        f"round_not_closed: expected round 1 to be {PHASES}, it is open",
     ),
     Row(
         "push-before-the-deadline",
@@ -563,13 +1004,13 @@ ROWS = [
         "push-summed",
         summed,
         lambda s: s.push_on(s.owner),
-        "not_summing: expected round 1 to be verifying or summing, it is summed",
+        f"not_summing: expected round 1 to be {PHASES}, it is summed",
     ),
     Row(
         "push-settled",
         settled,
         lambda s: s.push_on(s.owner),
-        "not_summing: expected round 1 to be verifying or summing, it is settled",
+        f"not_summing: expected round 1 to be {PHASES}, it is settled",
     ),
     Row(
         "settle-verifying",
@@ -722,6 +1163,17 @@ ROWS = [
     ),
     round_terms("sum_sec", 0, "bad_parameter: sum_sec: expected 1 to 2592000, got 0"),
     round_terms("sum_sec", 2_592_001, "bad_parameter: sum_sec: expected 1 to 2592000, got 2592001"),
+    round_terms(
+        "reveal_sec", 2_592_001, "bad_parameter: reveal_sec: expected 0 to 2592000, got 2592001"
+    ),
+    round_terms("audit_sec", 1, "bad_parameter: audit_sec: expected 0 to 0, got 1"),
+    round_terms("audit_sec", 0, "bad_parameter: audit_sec: expected 1 to 2592000, got 0", **LOTS),
+    round_terms(
+        "audit_sec",
+        2_592_001,
+        "bad_parameter: audit_sec: expected 1 to 2592000, got 2592001",
+        **LOTS,
+    ),
     round_terms("rule", 0, "bad_parameter: rule: expected 1 to 5, got 0"),
     round_terms("rule", 6, "bad_parameter: rule: expected 1 to 5, got 6"),
     round_terms("tau", 1_000_002, "bad_parameter: tau: expected 0 to 1000001, got 1000002"),
@@ -786,6 +1238,9 @@ ROWS = [
     terms("key_hash", ZERO, "empty_hash: key_hash: expected 32 bytes that are not all zero"),
     terms("key_hash", HASH, "bad_parameter: key_hash: expected zero in sealed mode", mode=1),
     terms("card_cid", "Qm", no_cid("card_cid", 2)),
+    terms("lot_e6", 1_000_001, "bad_parameter: lot_e6: expected 0 to 1000000, got 1000001"),
+    terms("lot_e6", 1, "bad_parameter: lot_e6: expected 0 to 0, got 1", mode=1, key_hash=ZERO),
+    terms("bar_rounds", 10_001, "bad_parameter: bar_rounds: expected 0 to 10000, got 10001"),
     terms("card_hash", ZERO, "empty_hash: card_hash: expected 32 bytes that are not all zero"),
     Row(
         "admit-twice",

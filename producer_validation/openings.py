@@ -26,6 +26,7 @@ from producer_validation.checks import VALIDATORS_MAX, Measure, Refusal, check_u
 __all__ = [
     "check_opening",
     "check_opening_envelope",
+    "check_opening_reader",
     "judge_opening",
     "open_opening",
     "opening_bytes_max",
@@ -80,11 +81,12 @@ def open_opening(
     is the associated data of the seal: nobody can put its own name on another's opening unopened,
     and opened it does not fit another upload.
     """
-    parsed = check_opening_envelope(
-        blob, task=task, version=version, member=member, account=account
-    )
+    parsed = check_opening_envelope(blob, task=task, version=version, member=member)
     if isinstance(parsed, Refusal):
         return parsed
+    refusal = check_opening_reader(parsed, account)
+    if refusal is not None:
+        return refusal
     try:
         return parsed.open(account, secret)
     except EnvelopeError as error:
@@ -92,19 +94,19 @@ def open_opening(
 
 
 def check_opening_envelope(
-    blob: bytes, *, task: Task, version: int, member: Member, account: str
+    blob: bytes, *, task: Task, version: int, member: Member
 ) -> envelope.Envelope | Refusal:
     """Check all of an opening that is public: what anybody can repeat who has the bytes.
 
     Parameters
     ----------
-    blob, task, version, member, account
+    blob, task, version, member
         As `open_opening`.
 
     Returns
     -------
     Envelope or Refusal
-        Pure; the same for everybody, but for the last check, that `account` is among the readers.
+        Pure; the same for everybody.
     """
     bytes_max = opening_bytes_max(task_codec(task))
     if len(blob) > bytes_max:
@@ -116,9 +118,14 @@ def check_opening_envelope(
     refusal = _check_header(parsed.header, task, version, member)
     if refusal is not None:
         return refusal
-    if account not in parsed.readers:
-        return _refusal(f"expected {account} among the opening's readers")
     return parsed
+
+
+def check_opening_reader(parsed: envelope.Envelope, account: str) -> Refusal | None:
+    """Check that an opening is sealed to a validator, as far as its table of readers shows it."""
+    if account in parsed.readers:
+        return None
+    return _refusal(f"expected {account} among the opening's readers")
 
 
 def _check_header(header: Header, task: Task, version: int, member: Member) -> Refusal | None:

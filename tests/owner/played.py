@@ -112,7 +112,7 @@ class Phone:
         codec = task_codec(task)
         codes = codec.quantise(delta)
         result = model.with_vector(model.vector + codec.dequantise(codes))
-        errors = [1_000_000, result.error_micro(valid_x, valid_y)]
+        errors = [one.error_micro(valid_x, valid_y) for one in (model, result)]
         blob = self.seal(task, found, card, codec, codes)
         cid = self.store.put(blob)
         digest = hashlib.sha256(blob).digest()

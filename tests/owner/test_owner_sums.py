@@ -129,7 +129,7 @@ def test_a_wrong_product_is_outvoted_and_named(
     assert (row["outvoted"], row["silent"], row["bad_copies"]) == ([liar], [], {})
     assert status(training, tmp_path) == 0
     assert f"{liar} attested another sum and was outvoted" in capsys.readouterr().out
-    cli._print_report(report, training.plan.amount("price").symbol, False)
+    cli._print_report(report, training.plan.amount("price").symbol, None, False)
     assert f"; {liar} attested another sum and was outvoted\n" in capsys.readouterr().out
     # Whoever asks only now gets the same model and no names.
     late = training.make_owner().aggregate(1)
@@ -156,7 +156,7 @@ def test_wrong_copies_of_the_right_sum_are_passed_over_and_named(
     assert list(report.bad_copies) == [first, second]
     assert report.bad_copies[first].startswith("sum: expected the attested ")
     assert "was not found locally" in report.bad_copies[second]
-    cli._print_report(report, training.plan.amount("price").symbol, True)
+    cli._print_report(report, training.plan.amount("price").symbol, None, True)
     assert RoundReport(**json.loads(capsys.readouterr().out)) == report
     assert status(training, tmp_path) == 0
     shown = capsys.readouterr().out

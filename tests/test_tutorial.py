@@ -44,4 +44,5 @@ def test_the_tutorial_runs_as_it_is_written(tmp_path: Path) -> None:
     assert "paid 5.4000 TOK" in shown and "the escrow equation holds" in shown
     assert "withdrew 1.0000 TOK" in shown
     assert "\n9 payments, all explained\n" in shown
+    assert "\nthe set was drawn by the round's block and is in the committed root\n" in shown
     assert [path.name for path in (tmp_path / ".gradledger").iterdir()] == ["owner"]

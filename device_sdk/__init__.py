@@ -11,10 +11,11 @@
 `fit(model, validation) -> (trained, errors)` is the app's own, or comes from
 `device_sdk.training_sklearn` or `device_sdk.training_torch`. The exceptions are those of
 `gradledger.errors`. In a task with differential privacy `terms` shows epsilon and delta,
-`join(..., epsilon_max=...)` bounds them, and `train` adds the noise. With an
-outbox (`Device(..., outbox=FILE)`) uploads are written down before they leave, and
-`device.resume()` finishes what a killed process left. numpy and the cryptographic libraries are
-loaded when first used.
+`join(..., epsilon_max=...)` bounds them, and `train` adds the noise. With an outbox (`Device(...,
+outbox=FILE)`) uploads are written down before they leave, and `device.resume()` finishes what a
+killed process left. Where the chain asks for more once a round is closed, a CID to be revealed or
+an upload to be opened for an audit, `receipt.wait()` does it; an app that waits for nothing calls
+`device.attend()` now and then. numpy and the cryptographic libraries are loaded when first used.
 """
 
 from device_sdk.device import Device, Terms

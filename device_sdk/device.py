@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -310,6 +311,7 @@ class Device:
         else:
             self.outbox = Outbox(outbox, holder=holder)
         self._box = self.outbox
+        self._lock = threading.RLock()
         self._receipts: weakref.WeakValueDictionary[int, Receipt] = weakref.WeakValueDictionary()
         self._held: list[Receipt] = []  # of the uploads that are not over
 
@@ -338,7 +340,8 @@ class Device:
         Raises
         ------
         ConfigError
-            The device was made without `Encryption(masks=...)`, or the folder cannot be used.
+            The device was made without `Encryption(masks=...)`, the folder cannot be used, or the
+            task audits, which masks do not allow.
         ChainError, StoreError, EnvelopeError
             The task's key cannot be had.
         """
@@ -347,6 +350,7 @@ class Device:
         if self.encryption.masks is None:
             raise ConfigError("make_masks: expected a device with Encryption(masks=FOLDER)")
         task = self.contract.task(self.task)
+        self._check_audits(task)
         key = self.card(task).public_key()
         count = updates * cards.task_codec(task).plaintexts(key.bits)
         store = MaskStore(self.encryption.masks, key)
@@ -636,16 +640,18 @@ class Device:
     @property
     def box(self) -> Outbox:
         """The outbox; without a file one in memory, made when it is first needed."""
-        if self._box is None:
-            self._box = Outbox(None, holder=f"{self.account} in {self.task}")
-        return self._box
+        with self._lock:
+            if self._box is None:
+                self._box = Outbox(None, holder=f"{self.account} in {self.task}")
+            return self._box
 
     def receipt(self, entry: Entry) -> Receipt:
         """Return the receipt of an upload in the outbox; the same one as long as it is in use."""
-        found = self._receipts.get(entry.number)
-        if found is None:
-            found = self._receipts[entry.number] = Receipt(self, entry)
-        return found
+        with self._lock:
+            found = self._receipts.get(entry.number)
+            if found is None:
+                found = self._receipts[entry.number] = Receipt(self, entry)
+            return found
 
     def delivery(self, entry: Entry) -> Delivery:
         """Put an entry of the outbox, an upload or a step of one, on its way."""
@@ -673,7 +679,7 @@ class Device:
             return False
         if "hash" in details:
             return bool(row.upload_hash.hex() == details["hash"])
-        return bool(row.upload_cid if details["step"] == ENVELOPE else row.opening_cid)
+        return bool(details["cid"] in (row.upload_cid, row.opening_cid))
 
     def readers(self, row: RoundRow) -> dict[str, bytes]:
         """Return the X25519 keys of a round's validators. Raises EnvelopeError if there is none."""

@@ -14,7 +14,6 @@ from gradledger.chain.client import ChainInfo
 from gradledger.chain.contract import Member, RoundState, UploadState, VerdictCode
 from gradledger.chain.contract import Round as RoundRow
 from gradledger.chain.names import Asset, Symbol
-from gradledger.chain.transaction import Action
 from gradledger.cid import cid_v0
 from gradledger.errors import (
     AlreadyDoneError,
@@ -455,19 +454,19 @@ class Receipt:
         """Put the next step into the outbox."""
         device, blob = self._device, b""
         task, account, version = device.task, device.account, self.version
-        action: Action
         if kept == ENVELOPE:
-            action = device.contract.reveal(task, account, version, cid_v0(data))
+            what, cid = "CID", cid_v0(data)
+            action = device.contract.reveal(task, account, version, cid)
         else:
             blob = self._seal_opening(data, found)
-            action = device.contract.openupload(task, account, version, cid_v0(blob))
-        what = "CID" if kept == ENVELOPE else "opening"
+            what, cid = "opening", cid_v0(blob)
+            action = device.contract.openupload(task, account, version, cid)
         return device.box.add(
             f"the {what} of the upload of {account} for round {version}",
             [action],
             give_up_at=deadline,
             blob=blob,
-            details={"of": self.entry.number, "step": kept, "version": version},
+            details={"of": self.entry.number, "step": kept, "version": version, "cid": cid},
         )
 
     def _seal_opening(self, payload: bytes, found: RoundRow) -> bytes:

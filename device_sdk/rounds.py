@@ -269,6 +269,8 @@ class Round:
             The owner's escrow cannot pay for it.
         AlreadyDoneError
             Another update of this device is recorded for the round.
+        ConfigError
+            The task audits, and the device's `Encryption` cannot be repeated from a seed.
         PayerRefusedError
             The payer does not pay for it, for instance because its limits are used up.
         ChainError, StoreError

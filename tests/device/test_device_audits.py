@@ -61,13 +61,16 @@ def close(s: Scene) -> None:
 def test_a_cid_is_revealed_when_the_round_is_closed_and_not_before(
     scene: MakeScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    s = joined(scene, 2, reveal_sec=3)
+    s = joined(scene, 2, reveal_sec=4)
     device, late = s.device(0), s.device(1)
-    assert "you have 3 s to tell where it lies" in str(device.terms())
+    assert "you have 4 s to tell where it lies" in str(device.terms())
     put: list[bytes] = []
     store = s.store.put
     monkeypatch.setattr(s.store, "put", lambda data: put.append(data) or store(data))
-    receipt, other = upload(device), upload(late)
+    upload(device)
+    (receipt,) = device.attend()  # the app kept none, and there is no file
+    other = upload(late)
+    assert isinstance(receipt, Receipt)
     assert device.attend() == [receipt] and late.attend() == [other]
     with pytest.raises(IrreversibilityTimeout, match="its CID is revealed once the round is verif"):
         receipt.wait(timeout_sec=0.1)
@@ -151,7 +154,7 @@ def test_a_device_killed_while_it_reveals_or_opens_goes_on(
 def test_drawn_uploads_are_opened_or_their_devices_barred(
     scene: MakeScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    s = joined(scene, 3, create=AUDITED, audit_sec=6)
+    s = joined(scene, 3, create=AUDITED, audit_sec=8)
     honest, forger = s.device(0, outbox=tmp_path / "boxes" / "a.db"), s.device(1)
     silent = s.device(2)
     receipts = [upload(device) for device in (honest, forger, silent)]
@@ -225,7 +228,7 @@ def test_drawn_uploads_are_opened_or_their_devices_barred(
     assert "not opened in time; barred up to round 8, trx=" in str(missed)
     s.push(s.contract.settle(s.task, s.owner, 1))
     s.issue(2)
-    s.open(2, audit_sec=6)
+    s.open(2, audit_sec=8)
     with pytest.raises(
         NotAllowedError, match=r"barred: .* \(its last upload: unanswered\) and may"
     ):

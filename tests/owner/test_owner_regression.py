@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +125,15 @@ def test_what_a_report_says_of_a_regression() -> None:
             quality(wrong, [[1.0]], [1], learnt)
     with pytest.raises(ConfigError, match="at least one"):
         quality(model, np.zeros((0, 1)), [], target)
+
+
+def test_the_example_of_a_regression(tmp_path: Path) -> None:
+    folder = Path(__file__).parents[2] / "examples" / "friedman"
+    make = [sys.executable, str(folder / "make_data.py"), str(tmp_path)]
+    subprocess.run(make, check=True, timeout=60, capture_output=True)
+    plan, files = load_plan(tmp_path / "plan.json")
+    target = plan.target_terms()
+    assert target is not None and target.strata == 5 == len(plan.class_names)
+    x, y = load_data(files["validation"], regression=True)
+    least = np.bincount(target.stratum_of(y)).min()
+    assert least >= plan.points_per_class and x.shape[1] == plan.architecture["layers"][0]

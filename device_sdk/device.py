@@ -131,6 +131,9 @@ class Terms:
     reveal_sec : int
         More than 0: in the newest round the update stays with the device until the round is closed,
         and for so long it then has time to reveal where it lies.
+    points_per_class : int or None
+        How many validation points of each class this device gets, drawn by the block that opens a
+        round out of points that the owner committed to; None: the owner picks them.
     target : Target or None
         The number that the model learns. `target.strata_of(y)` is what to `join` with. None: the
         model learns classes.
@@ -160,6 +163,7 @@ class Terms:
     bar_rounds: int = 0
     audit_sec: int = 0
     reveal_sec: int = 0
+    points_per_class: int | None = None
     target: Target | None = None
 
     @property
@@ -179,6 +183,13 @@ class Terms:
             f"task {self.task} of {self.owner}: {self.description}",
             f"  {'strata ' if self.target else 'classes'}     {', '.join(self.classes)}",
             *self._error_lines(),
+            "  measured    on "
+            + (
+                "points that the owner picks for you"
+                if self.points_per_class is None
+                else f"{self.points_per_class} points of each of yours, drawn by the block that "
+                "opens the round"
+            ),
             f"  model       {self.parameters} parameters",
             f"  your update is readable for {seen}",
             f"  judged by   {judges}; more than two thirds decide",
@@ -409,6 +420,7 @@ class Device:
             bar_rounds=terms.bar_rounds,
             audit_sec=row.audit_sec if row else 0,
             reveal_sec=row.reveal_sec if row else 0,
+            points_per_class=card.validation.per_class if card.validation else None,
             target=card.target,
         )
 

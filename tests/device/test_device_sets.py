@@ -195,6 +195,8 @@ def test_every_cheat_is_found_and_the_drawn_set_is_trained_on_and_paid(
 ) -> None:
     stage = Stage(scene, store)
     s = stage.scene
+    drawn_by = "3 points of each of yours, drawn by the block that opens the round"
+    assert drawn_by in str(stage.device.terms())
     folder = localnet.home / "keys" / f"{stage.device.account}.json"
     command = ["check-set", s.task, "--device", stage.device.account, "--version", "1"]
     command += ["--key", str(folder), "--home", str(localnet.home)]
@@ -249,6 +251,7 @@ def test_a_task_without_a_commitment_has_nothing_to_check(
 ) -> None:
     s = scene()
     device = s.device()
+    assert "on points that the owner picks for you" in str(device.terms())
     device.join(classes=[0])
     s.publish(1)
     options: dict[str, Any] = {

@@ -78,6 +78,9 @@ PRICE = 10
 ROUNDS = 20_000
 DEPOSIT = "5000.0000 TOK"
 OPEN_SEC, REVEAL_SEC, VERDICT_SEC, AUDIT_SEC, SUM_SEC = 15, 12, 12, 12, 12
+SET_SEC = (
+    45  # several producers need that long until sets can be drawn: the opening is irreversible
+)
 LOT = 0.15  # of each of four validators: half of the uploads are audited
 POLL_SEC = 0.2
 PAUSE_SEC = 1.5  # at most, between two kills
@@ -338,7 +341,7 @@ class Scene:
             "audit_sec": AUDIT_SEC,
             "points_per_class": 4,
             "devices_min": len(DEVICES),
-            "open_sec": OPEN_SEC,
+            "open_sec": OPEN_SEC if self.producers == 1 else OPEN_SEC + SET_SEC,
             "verdict_sec": VERDICT_SEC,
             "sum_sec": SUM_SEC,
             "data": {"validation": "validation.npz", "test": "test.npz"},

@@ -44,7 +44,10 @@ def test_an_upload_is_recorded_and_reserves_its_price(world: World) -> None:
     assert row["upload_version"] == 1
     assert row["upload_hash"] == data["hash"]
     assert row["upload_cid"] == cid_to_digest(data["cid"]).hex()
-    assert (row["upload_cost"], row["error_first"], row["error_last"]) == (60, 500_000, 300_000)
+    errors = b"".join(error.to_bytes(4, "little") for error in data["errors"])
+    assert row["series_hash"] == hashlib.sha256(errors).hexdigest()
+    assert row["upload_cost"] == 60
+    assert [row[f"error_{at}"] for at in ("first", "before", "last")] == data["errors"]
     assert (row["upload_state"], row["upload_reason"], row["verdicts"]) == (PENDING, 0, ZERO)
     found = scene.round()
     assert (found["uploads"], found["pending"], found["reserved"]) == (1, 1, 600)
@@ -55,6 +58,21 @@ def test_an_upload_is_recorded_and_reserves_its_price(world: World) -> None:
         "withdrawn": 0,
         "free": 999_400,
     }
+
+
+def test_of_a_series_of_one_point_that_point_is_recorded(world: World) -> None:
+    scene = Scene.make(world)
+    scene.do(scene.open(rule=2), scene.upload(scene.devices[0], errors=[99_999]))
+    row = scene.member(scene.devices[0])
+    assert {row[f"error_{at}"] for at in ("first", "before", "last")} == {99_999}
+
+
+def test_a_round_knows_the_block_that_opened_it(world: World) -> None:
+    scene = Scene.make(world)
+    traces = scene.do(scene.open(norm_max_e6=123)).traces
+    found = scene.round()
+    assert found["opened_block"] == traces["block_num"]
+    assert found["norm_max_e6"] == 123
 
 
 @pytest.mark.parametrize(
@@ -172,14 +190,6 @@ def test_a_byzantine_minority_changes_nothing(world: World) -> None:
     scene.do(*[scene.verdict(v, [device]) for v in scene.validators[1:]])
     assert scene.member(device)["upload_state"] == PAID
     assert scene.member(device)["verdicts"] == "04010101" + "00" * 28
-
-
-def test_different_reasons_do_not_add_up(world: World) -> None:
-    scene = Scene.make(world)
-    device = scene.devices[0]
-    scene.do(scene.open(), scene.upload(device))
-    scene.do(*[scene.verdict(v, [device], code=2 + i) for i, v in enumerate(scene.validators)])
-    assert scene.member(device)["upload_state"] == PENDING
 
 
 def test_a_late_verdict_is_recorded_without_effect(world: World) -> None:
@@ -349,8 +359,8 @@ def test_settling_hands_the_transient_ram_back(world: World) -> None:
     assert world.ram(scene.owner) == opened  # neither uploads nor verdicts take any
     scene.do(scene.settle())
     settled = world.ram(scene.owner)
-    # the vectors: 4 validators of 8 + 64 bytes, 16 subtree roots of 32
-    assert opened - settled == 4 * 72 + 16 * 32
+    # the vectors: 4 validators of 8 + 64 + 64 bytes, 16 subtree roots of 32
+    assert opened - settled == 4 * 136 + 16 * 32
     scene.do(scene.open(2))
     second = world.ram(scene.owner) - settled
     scene.do(scene.upload(scene.devices[0], 2), scene.close(2))

@@ -26,7 +26,23 @@ from typing import Any
 
 import pytest
 from contracts.test_money import NOTIFIER
-from contracts.world import ABI, SETTLED, SUMMED, SUMMING, ZERO, Scene, World, cid, digest
+from contracts.world import (
+    ABI,
+    AUDITING,
+    DRAWING,
+    OPEN,
+    SETTLED,
+    SUMMED,
+    SUMMING,
+    VERIFYING,
+    ZERO,
+    Scene,
+    World,
+    cid,
+    digest,
+    lot_value,
+    round_document,
+)
 
 from bench.machine import machine
 from gradledger.chain.abi import Abi, pack_varuint32, parse_time
@@ -131,14 +147,97 @@ def stage(world: World) -> Stage:
             scene.do(scene.settle())
         assert scene.round()["state"] == state
         ended.append(scene)
+    audited = [audited_scene(world, token, state) for state in (OPEN, VERIFYING, DRAWING, AUDITING)]
     forger, newcomer = world.accounts(2)
     world.push(system.set_contract(forger, NOTIFIER, b'{"version": "eosio::abi/1.1"}'))
     bases = make_bases(world, opened, *ended, forger=forger, newcomer=newcomer)
-    scenes = [opened, *ended]
+    bases += audit_bases(*audited)
+    scenes = [opened, *ended, *audited]
     people = [one for s in scenes for one in (s.owner, *s.devices, *s.validators)]
     accounts = [*people, forger, newcomer, token, world.creator]
     ended[0].wait(parse_time(ended[0].round()["sum_deadline"]))
     return Stage(world, scenes, bases, accounts, token)
+
+
+def audited_scene(world: World, token: str, state: int) -> Scene:
+    """Return a task with lots whose round is in this state; its CIDs are revealed later."""
+    scene = Scene.make(world, token_contract=token, lot_e6=1_000_000, bar_rounds=1)
+    scene.do(scene.open(reveal_sec=3600), *[scene.commit_lot(v) for v in scene.quorum()])
+    if state != OPEN:
+        scene.do(*[scene.upload(d, cid="") for d in scene.devices], scene.close())
+    if state in (DRAWING, AUDITING):
+        scene.do(*[scene.reveal(d) for d in scene.devices])
+        scene.do(*[scene.verdict(v, scene.devices) for v in scene.quorum()])
+    if state == AUDITING:
+        lots = [scene.reveal_lot(v) for v in scene.quorum()]
+        scene.do(*lots, scene.push_on(world.creator), scene.opening(scene.devices[0]))
+    assert scene.round()["state"] == state
+    return scene
+
+
+def make_base(
+    world: World,
+    name: str,
+    actor: str,
+    data: dict[str, Any],
+    illegal: dict[str, list[Any]] | None = None,
+) -> Base:
+    """Return an action with its fields, and with what these may never have."""
+    one = world.act(name, actor, **data)
+    fields = tuple(
+        (kind, ABI.pack(kind.rstrip("$"), data[key]))
+        for key, kind in ABI.fields(ABI.actions[name])
+        if key in data
+    )
+    assert b"".join(raw for _, raw in fields) == one.data
+    wrong = [
+        ABI.pack_action(name, _with(data, path, value))
+        for path, values in (illegal or {}).items()
+        for value in values
+    ]
+    return Base(name, one, fields, tuple(wrong))
+
+
+NO_CIDS = ["", "Qm", cid("a")[:-1], cid("a") + "1", "0" + cid("a")[1:], "z" * 46]
+NO_VERSIONS = [0, 2, 2**32 - 1]
+
+
+def no_verdicts(verdict: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """Return what no list of verdicts may be."""
+    wrong = ({"code": 0}, {"code": 18}, {"hash": ZERO})
+    return [[], [verdict, verdict], *[[{**verdict, **one}] for one in wrong]]
+
+
+def audit_bases(opened: Scene, verifying: Scene, drawing: Scene, auditing: Scene) -> list[Base]:
+    """Return one of each action of commit and reveal, lots and audits."""
+
+    def base(
+        name: str, scene: Scene, role: str, data: dict[str, Any], illegal: dict[str, list[Any]]
+    ) -> Base:
+        actor = {
+            "device": scene.devices[1],
+            "first": scene.validators[0],
+            "last": scene.validators[3],
+        }[role]
+        who = {"device" if role == "device" else "validator": actor}
+        known = {"task": scene.task, "version": 1, **who, **data}
+        return make_base(scene.world, name, actor, known, {"version": NO_VERSIONS, **illegal})
+
+    verdict = {"hash": digest("upload", auditing.task, auditing.devices[0], 1), "code": 1}
+    value = lot_value(drawing.validators[0], 1)
+    return [
+        base("commitlot", opened, "last", {"commitment": digest("lot")}, {"commitment": [ZERO]}),
+        base("reveal", verifying, "device", {"cid": cid("file")}, {"cid": NO_CIDS}),
+        base("reveallot", drawing, "first", {"value": value}, {"value": [ZERO, digest("other")]}),
+        base("openupload", auditing, "device", {"cid": cid("opening")}, {"cid": NO_CIDS}),
+        base(
+            "attestaudit",
+            auditing,
+            "first",
+            {"verdicts": [verdict]},
+            {"verdicts": no_verdicts(verdict)},
+        ),
+    ]
 
 
 def make_bases(
@@ -155,44 +254,19 @@ def make_bases(
     contract, device = world.contract, opened.devices[1]
     upload = opened.upload_data(device)
     verdict = {"hash": digest("upload", opened.task, opened.devices[0], 1), "code": 1}
-    round_data = {
-        "model_cid": cid("model", 2),
-        "model_hash": digest("model", 2),
-        "price": 10,
-        "budget": 1000,
-        "open_sec": 3600,
-        "verdict_sec": 3600,
-        "sum_sec": 3600,
-        "close_after": 1,
-        "rule": 1,
-        "tau": 100_000,
-        "eta_e6": 1_000_000,
-        "training": {"epochs": 1, "batch_size": 32, "rate_e6": 50_000, "measures": 4, "seed": 7},
-    }
+    round_data = round_document(2, budget=1000)
 
     def base(
         name: str, actor: str, data: dict[str, Any], illegal: dict[str, list[Any]] | None = None
     ) -> Base:
-        one = world.act(name, actor, **data)
-        fields = tuple(
-            (kind, ABI.pack(kind.rstrip("$"), data[key]))
-            for key, kind in ABI.fields(ABI.actions[name])
-            if key in data
-        )
-        assert b"".join(raw for _, raw in fields) == one.data
-        wrong = [
-            ABI.pack_action(name, _with(data, path, value))
-            for path, values in (illegal or {}).items()
-            for value in values
-        ]
-        return Base(name, one, fields, tuple(wrong))
+        return make_base(world, name, actor, data, illegal)
 
     uploads = {
         "hash": ["", "00", "11" * 31, "11" * 33, ZERO],
-        "cid": ["", "Qm", cid("a")[:-1], cid("a") + "1", "0" + cid("a")[1:], "z" * 46],
+        "cid": NO_CIDS,
         "cost": [0, 1001, 2**32 - 1],
         "errors": [[], [1_000_001], [2**32 - 1, 0], [5, 4, 3, 2, 1, 0], [0] * 64, [1, 1], [1, 2]],
-        "version": [0, 2, 2**32 - 1],
+        "version": NO_VERSIONS,
     }
     by_round = {
         "price": [0, -1, -(2**63), 2**62, 2**63 - 1],
@@ -200,6 +274,8 @@ def make_bases(
         "open_sec": [0, 30 * 86400 + 1, 2**32 - 1],
         "verdict_sec": [0, 2**32 - 1],
         "sum_sec": [0, 2**32 - 1],
+        "reveal_sec": [2**32 - 1],
+        "audit_sec": [1, 2**32 - 1],
         "rule": [0, 255],
         "tau": [1_000_002, 2**32 - 1],
         "model_hash": [ZERO],
@@ -224,6 +300,8 @@ def make_bases(
         "key_hash": [ZERO],
         "card_cid": ["", "Qm", "O" * 46],
         "card_hash": [ZERO],
+        "lot_e6": [1_000_001],
+        "bar_rounds": [10_001],
         "token_contract": ["nosuchtoken", ""],
     }
     internal = {"version": 1, "device": device, "quantity": "0.0001 TOK"}
@@ -284,14 +362,7 @@ def make_bases(
             {**of, "version": 1, "validator": opened.validators[0], "verdicts": [verdict]},
             {
                 "version": [0, 2, 2**32 - 1],
-                "verdicts": [
-                    [],
-                    [verdict, verdict],
-                    *[
-                        [{**verdict, **wrong}]
-                        for wrong in ({"code": 0}, {"code": 10}, {"hash": ZERO})
-                    ],
-                ],
+                "verdicts": no_verdicts(verdict),
             },
         ),
         base(

@@ -638,7 +638,7 @@ def find_duplicate(
 ) -> Refusal | None:
     """Refuse a payload, or an update, that another device of the round sent as well.
 
-    The same are two equal payloads, and two updates that are less than a twentieth of the longer
+    The same are two equal payloads, and two updates that are less than a hundredth of the longer
     one apart, by their sketches. Of several one is accepted: the one that the chain has accepted
     already; while none is, the one whose account has the smallest 64-bit value. When each was
     recorded is not in the tables, so that no fairer order is the same for everybody. Who copies

@@ -93,21 +93,20 @@ def is_next_to_nothing(codes: npt.NDArray[np.uint16]) -> bool:
 
 
 SKETCH_NUMBERS = 64
-NEAR_PERCENT = 5
-"""Two updates that are less than so much apart, relative to the longer one, are the same. Rounding
-to codes alone puts two altered copies of a small update 1 % apart; sound updates, even of the same
-classes, were seen to be 20 % and more apart."""
+NEAR_PERCENT = 1
+"""Two updates that are less than so much apart, relative to the longer one, are the same; so are
+two that only rounding to codes can have put apart."""
 
 _SKETCH_LABEL = b"gradledger update sketch"
 
 
 def update_sketch(codes: npt.NDArray[np.uint16]) -> bytes:
-    """Return 512 bytes by which two updates' distance can be told, without either.
+    """Return 520 bytes by which two updates' distance can be told, without either.
 
     64 sums over the parameters, each parameter in one of them with a sign from SHAKE-256: a count
     sketch (Charikar, Chen, Farach-Colton 2002). The sketch of a difference is the difference of the
     sketches, and its squared length is that of the difference but for a relative deviation of
-    sqrt(2 / 64) at most. Integers: the same everywhere.
+    sqrt(2 / 64) at most. Integers: the same everywhere. The number of parameters stands last.
 
     Parameters
     ----------
@@ -117,7 +116,8 @@ def update_sketch(codes: npt.NDArray[np.uint16]) -> bytes:
     rows = -(-len(codes) // SKETCH_NUMBERS)
     padded = np.zeros(rows * SKETCH_NUMBERS, dtype=np.int64)
     padded[: len(signed)] = signed
-    return padded.reshape(rows, SKETCH_NUMBERS).sum(axis=0).astype("<i8").tobytes()
+    sums = padded.reshape(rows, SKETCH_NUMBERS).sum(axis=0)
+    return np.append(sums, len(codes)).astype("<i8").tobytes()
 
 
 @lru_cache(maxsize=2)
@@ -148,22 +148,25 @@ def is_near(sketch: bytes, others: Sequence[bytes]) -> list[bool]:
     places = [i for i, other in enumerate(others) if sketch and len(other) == len(sketch)]
     if not places:
         return found
-    own = np.frombuffer(sketch, dtype="<i8")
-    rows = np.frombuffer(b"".join(others[i] for i in places), dtype="<i8").reshape(-1, len(own))
+    *sums, parameters = np.frombuffer(sketch, dtype="<i8").tolist()
+    own = np.array(sums)
+    rows = np.frombuffer(b"".join(others[i] for i in places), dtype="<i8")
+    rows = rows.reshape(len(places), -1)[:, :-1]
     gaps = (rows - own).astype(np.float64)
     bound = max(1.0, float(np.square(own.astype(np.float64)).sum()))
     apart = np.einsum("ij,ij->i", gaps, gaps)
     lengths = np.square(rows.astype(np.float64)).sum(axis=1)
-    limit = 2 * (NEAR_PERCENT / 100) ** 2 * np.maximum(lengths, bound)
+    limit = 2 * ((NEAR_PERCENT / 100) ** 2 * np.maximum(lengths, bound) + parameters)
     for place in np.flatnonzero(apart < limit):
-        found[places[place]] = _is_exactly_near(own.tolist(), rows[place].tolist())
+        found[places[place]] = _is_exactly_near(sums, rows[place].tolist(), parameters)
     return found
 
 
-def _is_exactly_near(a: list[int], b: list[int]) -> bool:
+def _is_exactly_near(a: list[int], b: list[int], parameters: int) -> bool:
+    """Compare exactly. Rounding two updates puts them sqrt(2 / 3) steps apart in each parameter."""
     apart = sum((x - y) ** 2 for x, y in zip(a, b, strict=True))
     longer = max(sum(x * x for x in a), sum(y * y for y in b))
-    return apart * 100**2 < NEAR_PERCENT**2 * longer
+    return apart * 100**2 < NEAR_PERCENT**2 * longer + parameters * 100**2
 
 
 # ---- the model before and after -----------------------------------------------------------------
@@ -284,17 +287,17 @@ def error_tolerance(points: int) -> int:
 MOVED_LEAST = 0.012
 """How far a training moves the doubt in the mean point, at least."""
 
-FALL_PER_CLASS = 0.1
+FALL_PER_CLASS = 0.08
 FALL_LESS = 0.015
-"""With h classes the doubt falls by 0.1 / h - 0.015 at least: the fewer there are, the more doubt
+"""With h classes the doubt falls by 0.08 / h - 0.015 at least: the fewer there are, the more doubt
 any training takes away."""
 
 KNOWN_EARLY = (0.15, 0.05, 0.02, 0.0, -0.01, -0.02, -0.05, -0.055, -0.065)
-KNOWN_LATE = (0.05, 0.03, 0.0, -0.04, -0.045, -0.05, -0.07, -0.1, -0.1)
+KNOWN_LATE = (0.03, 0.02, 0.0, -0.04, -0.055, -0.06, -0.075, -0.1, -0.1)
 """By how much the doubt in one class falls at least, with 1, 2, ... 9 and more classes: while the
-received model still has a doubt of 0.80, and once it has 0.63 and less."""
+received model still has a doubt of 0.80, and once it has 0.75 and less."""
 
-EARLY_DOUBT, LATE_DOUBT = 0.80, 0.63
+EARLY_DOUBT, LATE_DOUBT = 0.80, 0.75
 IGNORANT_ERROR = 500_000
 """A model that answers half of the set wrongly has nothing to forget."""
 

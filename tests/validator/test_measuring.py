@@ -62,18 +62,22 @@ def test_next_to_nothing_is_what_rounding_makes_of_zero() -> None:
 def test_a_sketch_is_the_same_everywhere() -> None:
     """Written down once: validators on other machines and releases must get these numbers."""
     found = np.frombuffer(measuring.update_sketch(np.arange(200, dtype=np.uint16)), dtype="<i8")
-    assert len(found) == measuring.SKETCH_NUMBERS
+    assert len(found) == measuring.SKETCH_NUMBERS + 1 and found[-1] == 200
     assert found[:4].tolist() == FIRST_OF_SKETCH
 
 
 def test_a_sketch_keeps_distances() -> None:
     a, b = drawn(1), drawn(2)
-    sketches = [np.frombuffer(measuring.update_sketch(codes(one)), dtype="<i8") for one in (a, b)]
+    sketches = [
+        np.frombuffer(measuring.update_sketch(codes(one)), dtype="<i8")[:-1] for one in (a, b)
+    ]
     apart = np.linalg.norm((sketches[0] - sketches[1]).astype(float)) / 65_535
     assert apart == pytest.approx(np.linalg.norm(a - b), rel=0.4)
 
 
-@pytest.mark.parametrize(("share", "near"), [(0, True), (0.01, True), (0.03, True), (0.1, False)])
+@pytest.mark.parametrize(
+    ("share", "near"), [(0, True), (0.002, True), (0.006, True), (0.03, False)]
+)
 def test_an_altered_copy_is_near_as_long_as_it_is_little(share: float, near: bool) -> None:
     original = drawn(1)
     other = drawn(2)
@@ -81,6 +85,17 @@ def test_an_altered_copy_is_near_as_long_as_it_is_little(share: float, near: boo
     rivals = [measuring.update_sketch(codes(one)) for one in (other, altered, drawn(3))]
     found = measuring.is_near(measuring.update_sketch(codes(original)), rivals)
     assert found == [False, near, False]
+
+
+def test_a_copy_that_only_rounding_put_apart_is_near() -> None:
+    """Of an update as small as this one rounding changes more than a hundredth."""
+    original = drawn(1, 3e-4)
+    altered = original + 0.005 * drawn(2, 3e-4)
+    one, other = codes(original), codes(altered)
+    apart = np.linalg.norm(one.astype(float) - other) / np.linalg.norm(one - 32_767.5)
+    assert apart > 0.01
+    near = measuring.is_near(measuring.update_sketch(one), [measuring.update_sketch(other)])
+    assert near == [True]
 
 
 def test_sketches_that_are_not_there_are_not_near() -> None:
@@ -91,7 +106,7 @@ def test_sketches_that_are_not_there_are_not_near() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.floats(0, 0.1))
+@given(st.integers(0, 2**32 - 1), st.floats(0, 0.03))
 def test_near_is_mutual(seed: int, share: float) -> None:
     a = drawn(seed)
     b = a + share * drawn(seed + 1)
@@ -133,7 +148,7 @@ def test_more_classes_than_the_table_has() -> None:
 
 
 def test_gain_is_asked_for_by_the_number_of_classes() -> None:
-    for count, fall in ((1, 0.085), (2, 0.035), (5, 0.005), (9, -0.0039)):
+    for count, fall in ((1, 0.065), (2, 0.025), (5, 0.001), (9, -0.0061)):
         before = views_of([0.7] * count, 50_000, [0] * count)
         for change, is_without in ((fall - 0.001, True), (fall + 0.001, False)):
             after = views_of([0.7 - change] * count, 50_000, [0] * count)

@@ -31,10 +31,12 @@ from gradledger.chain.transaction import Action, action
 from gradledger.cid import digest_to_cid
 from gradledger.localnet import parts, system
 from gradledger.localnet.network import Network
+from gradledger.lots import lot_commitment
 
 VALIDATORS = 4
 BATCH = 15
 DEVICES_MAX = 700
+AUDITED = "benchaudit"  # the task whose uploads are audited
 WARM_UP = 5
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -48,7 +50,7 @@ class Bench:
         self.contract, self.token = info.contract, info.token_contract
         self.fedlearning = FedLearning(self.client, info.contract)
         self.key = PrivateKey.generate()
-        self.owner = "benchowner"
+        self.owner = self.task = "benchowner"
         self.devices = [f"bd{LETTERS[i // 26]}{LETTERS[i % 26]}" for i in range(devices)]
         self.validators = [f"benchval{LETTERS[i]}" for i in range(VALIDATORS)]
         self.receivers = [f"br{LETTERS[i // 26]}{LETTERS[i % 26]}" for i in range(devices)]
@@ -61,7 +63,7 @@ class Bench:
             self.send([system.new_account(self.owner, one, self.key.public) for one in group])
 
     def act(self, name: str, actor: str, **data: Any) -> Action:
-        packed = self.fedlearning.abi.pack_action(name, {"task": self.owner, **data})
+        packed = self.fedlearning.abi.pack_action(name, {"task": self.task, **data})
         return action(self.contract, name, actor, packed)
 
     def send(self, actions: Sequence[Action], label: str = "") -> None:
@@ -98,23 +100,25 @@ class Bench:
             memo=memo,
         )
 
-    def upload(self, device: str, version: int) -> Action:
+    def upload(self, device: str, version: int, *, cid: str | None = None) -> Action:
+        if cid is None:
+            cid = _cid("cid", device, version)
         return self.act(
             "fedlearning",
             device,
             device=device,
             version=version,
             hash=_digest("upload", device, version),
-            cid=digest_to_cid(bytes.fromhex(_digest("cid", device, version))),
+            cid=cid,
             cost=600,
             errors=[900_000, 700_000, 400_000, 300_000, 200_000],
         )
 
-    def attest(self, validator: str, devices: Iterable[str], version: int) -> Action:
+    def attest(
+        self, validator: str, devices: Iterable[str], version: int, name: str = "attest"
+    ) -> Action:
         verdicts = [{"hash": _digest("upload", d, version), "code": 1} for d in devices]
-        return self.act(
-            "attest", validator, version=version, validator=validator, verdicts=verdicts
-        )
+        return self.act(name, validator, version=version, validator=validator, verdicts=verdicts)
 
     def ram_of_owner(self) -> int:
         return int(self.client.get_account(self.owner)["ram_usage"])
@@ -154,7 +158,7 @@ class Bench:
     def round(self, version: int, samples: int) -> None:
         """One round in which the first `samples` devices upload singly."""
         terms = round_terms(
-            model_cid=digest_to_cid(bytes.fromhex(_digest("model", version))),
+            model_cid=_cid("model", version),
             model_hash=bytes.fromhex(_digest("model", version)),
         )
         measured = version > 1  # the first round pays into new balance rows
@@ -191,9 +195,63 @@ class Bench:
         self.ram_settled = self.ram_of_owner() - before
         self.send([self.act("withdraw", self.owner, quantity="0.0001 TOK")], "withdraw")
 
+    def audited_round(self, samples: int) -> None:
+        """One round of a task that reveals CIDs later and audits every upload."""
+        self.task = AUDITED
+        devices, quorum = self.devices[:samples], self.validators[: VALIDATORS * 2 // 3 + 1]
+        key = bytes.fromhex(_digest("key"))
+        terms = task_terms(
+            token_contract=self.token, mode=Mode.PAILLIER, key_hash=key, lot_e6=1_000_000
+        )
+        self.send([self.fedlearning.createtask(self.task, self.owner, terms)])
+        for group in _groups(devices, 50):
+            self.send([self.act("admit", self.owner, accounts=group, role=1)])
+        self.send([self.act("admit", self.owner, accounts=self.validators, role=2)])
+        for one in devices + self.validators:
+            data = {"account": one, "enc_key": _digest("enc", one)}
+            self.send([self.act("join", one, classes=7 if one in devices else 0, **data)])
+        for _ in range(len(devices) + 1):
+            self.send([self.transfer(self.contract, self.task)])
+        round_ = round_terms(model_cid=_cid("model"), reveal_sec=3600, audit_sec=3600)
+        self.send([self.fedlearning.openround(self.task, self.owner, 1, round_)])
+        for one in self.validators:
+            value = _digest("lot", one)
+            commitment = lot_commitment(self.task, 1, one, bytes.fromhex(value)).hex()
+            lot: dict[str, Any] = {"version": 1, "validator": one, "commitment": commitment}
+            self.send([self.act("commitlot", one, **lot)], "commitlot")
+        for one in devices:
+            self.send([self.upload(one, 1, cid="")], "fedlearning, CID revealed later")
+        closing = {"version": 1, "caller": self.owner}
+        self.send([self.act("closeround", self.owner, **closing)])
+        self._each(devices, "reveal", cid=_cid("file"))
+        self._verdicts(devices, quorum, "attest", "attest, last of the quorum: awaits the draw")
+        for one in self.validators:
+            lot = {"version": 1, "validator": one, "value": _digest("lot", one)}
+            self.send([self.act("reveallot", one, **lot)], "reveallot")
+        push = self.act("push", self.owner, version=1, limit=len(devices))
+        self.send([push], f"push, draws {len(devices)}")
+        self._each(devices, "openupload", cid=_cid("opening"))
+        self._verdicts(devices, quorum, "attestaudit", "attestaudit, last of the quorum: pays")
+
+    def _each(self, devices: Sequence[str], name: str, **data: str) -> None:
+        for one in devices:
+            self.send([self.act(name, one, device=one, version=1, **data)], name)
+
+    def _verdicts(
+        self, devices: Sequence[str], quorum: Sequence[str], name: str, last: str
+    ) -> None:
+        for validator in quorum:
+            label = last if validator == quorum[-1] else f"{name}, one verdict of an audited task"
+            for one in devices:
+                self.send([self.attest(validator, [one], 1, name)], label)
+
 
 def _digest(*parts_of_it: object) -> str:
     return hashlib.sha256(repr(parts_of_it).encode()).hexdigest()
+
+
+def _cid(*parts_of_it: object) -> str:
+    return digest_to_cid(bytes.fromhex(_digest(*parts_of_it)))
 
 
 def _groups(items: Sequence[str], size: int) -> Iterator[list[str]]:
@@ -230,6 +288,8 @@ def measure(samples: int, say: Callable[[str], None]) -> dict[str, Any]:
             for version in (1, 2, 3):
                 say(f"round {version}")
                 bench.round(version, samples)
+            say("a round with audits")
+            bench.audited_round(samples)
             server = bench.client.get_info().server_version
         finally:
             network.down(wipe=True)
@@ -264,17 +324,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=100, help="devices that upload singly")
     parser.add_argument("--out", type=Path, help="also write the document to this file")
     options = parser.parse_args(argv)
-    if not 10 <= options.samples <= DEVICES_MAX - 4 * BATCH:
-        parser.error(f"--samples: expected 10 to {DEVICES_MAX - 4 * BATCH}")
+    if not 40 <= options.samples <= DEVICES_MAX - 4 * BATCH:
+        parser.error(f"--samples: expected 40 to {DEVICES_MAX - 4 * BATCH}")
     document = measure(options.samples, lambda text: print(text, file=sys.stderr))
     text = record(document, options.out)
     if options.json:
         print(text)
         return 0
-    print(f"{'action':38}{'billed us':>10}{'elapsed us':>11}{'each us':>9}{'net B':>7}{'RAM B':>7}")
+    print(f"{'action':44}{'billed us':>10}{'elapsed us':>11}{'each us':>9}{'net B':>7}{'RAM B':>7}")
     for label, cost in document["actions"].items():
         print(
-            f"{label:38}{cost['billed_us']:10.0f}{cost['elapsed_us']:11.0f}"
+            f"{label:44}{cost['billed_us']:10.0f}{cost['elapsed_us']:11.0f}"
             f"{cost['elapsed_us_per_action']:9.1f}{cost['net_bytes']:7.0f}{cost['ram_bytes']:7.0f}"
         )
     for name in ("wasm_bytes", "cpu_ratio_to_transfer", "cpu_ratio_to_transfer_in_batches"):

@@ -23,6 +23,7 @@ start here:
   gradledger validator --help         check uploads beside a producer, or on your own
   gradledger watch TASK               a round as it happens
   gradledger audit TASK               was every payment right? from the blocks alone
+  gradledger audit verdicts TASK      was every verdict right? from the blocks and IPFS
   gradledger check-set TASK --help    did a device get the validation points drawn for it?
 
 `gradledger COMMAND --help` says more and has examples. Devices embed `device_sdk` in Python.
@@ -34,6 +35,7 @@ _GROUPS = {
     "owner.cli": ("owner",),
     "producer_validation.cli": ("validator",),
     "gradledger.audit.cli": ("audit", "receipt"),
+    "producer_validation.replay_cli": ("audit verdicts",),
     "gradledger.watch": ("watch",),
     "gradledger.check_set": ("check-set",),
     "gradledger.demo.cli": ("demo",),
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         0 done, 1 failed (the message says what to do next), 2 wrong usage.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = _joined(sys.argv[1:] if argv is None else argv)
     parser = _parser(arguments)
     args = parser.parse_args(arguments)
     try:
@@ -63,6 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("gradledger: interrupted", file=sys.stderr)
         return 130
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments, a command of two words as one of them."""
+    words = " ".join(arguments[:2])
+    if any(words in commands for commands in _GROUPS.values()):
+        return [words, *arguments[2:]]
+    return list(arguments)
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

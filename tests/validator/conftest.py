@@ -41,7 +41,7 @@ def paillier_key() -> PaillierPrivateKey:
     return PaillierPrivateKey.generate(2048)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def oracle(
     localnet: Network,
     contract: FedLearning,

@@ -14,13 +14,17 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.datasets import load_diabetes, make_friedman1
 
-from bench.csves_lab import STAGES, Arrays, train
+from bench.csves_lab import Arrays, train
 from device_sdk.training import TrainingRecipe
 from gradledger.demo.data import Samples
 from gradledger.models import FloatArray, IntArray, Mlp, Model
 from gradledger.target import Target
 
 __all__ = ["DATA", "DATASETS", "STAGES", "STRATA", "Instance", "Lab", "draw", "series", "spoil"]
+
+STAGES = ("random", "glorot", "one_pass", "converged")
+"""Of the global model: N(0, 1) weights, those of Glorot and Bengio, one pass over the devices'
+points, many."""
 
 DATA = ("valid", "shuffled", "random", "inputs")
 """A device's data: sound, targets shuffled, targets drawn at random, inputs drawn at random."""
@@ -82,7 +86,7 @@ class Lab:
     target : Target
         Five strata with equal shares of `owned`.
     models : mapping of str to array of float32
-        The global model's vector at each stage but "random", which every instance draws anew.
+        The global model's vector once it is trained; the untrained every instance draws anew.
     settings : Settings
     """
 
@@ -96,9 +100,10 @@ class Lab:
     def model(self, stage: str, seed: int) -> Model:
         """Return the global model of a stage, as an instance with this seed meets it."""
         network = network_for(self.train)
-        if stage == "random":
-            return Model(network, Model.random_normal(network, seed).vector, self.target)
-        return Model(network, self.models[stage], self.target)
+        if stage in self.models:
+            return Model(network, self.models[stage], self.target)
+        draw_first = Model.random_normal if stage == "random" else Model.random_glorot
+        return Model(network, draw_first(network, seed).vector, self.target)
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,7 @@ def standard(values: npt.NDArray[np.float64]) -> FloatArray:
 
 
 def global_models(points: Samples, settings: Settings, seed: int) -> dict[str, FloatArray]:
-    """Train the global model; return its vector at each stage but "random"."""
+    """Train the global model; return its vector at the last two stages."""
     model = Model.random_glorot(network_for(points), seed)
     models = {}
     for done in range(1, settings.passes + 1):

@@ -6,9 +6,9 @@ onlookers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from gradledger.chain.contract import FedLearning, Round, RoundState
+from gradledger.chain.contract import FedLearning, Member, Round, RoundState, UploadState
 from gradledger.chain.names import name_to_int
 from gradledger.chain.transaction import Action
 from gradledger.errors import (
@@ -19,7 +19,16 @@ from gradledger.errors import (
     StaleVersionError,
 )
 
-__all__ = ["is_overdue", "lots_awaited", "phase_end", "push_on"]
+__all__ = [
+    "barred",
+    "is_overdue",
+    "lots_awaited",
+    "phase_end",
+    "push_on",
+    "unopened",
+    "unrevealed",
+    "waits_for",
+]
 
 MEMBERS_PER_PUSH = 100
 
@@ -49,6 +58,46 @@ def lots_awaited(found: Round) -> tuple[str, ...]:
         for validator, lot in zip(found.validators, found.lots, strict=False)
         if any(lot.commitment) and not any(lot.value)
     )
+
+
+def unrevealed(found: Round, members: Iterable[Member]) -> list[str]:
+    """Return the devices whose upload of a round waits for its CID."""
+    return [
+        one.account
+        for one in members
+        if one.upload_version == found.version
+        and one.upload_state is UploadState.PENDING
+        and not one.upload_cid
+    ]
+
+
+def unopened(members: Iterable[Member]) -> list[str]:
+    """Return the devices whose upload is under audit and not opened yet."""
+    return [
+        one.account
+        for one in members
+        if one.upload_state is UploadState.DRAWN and not one.opening_cid
+    ]
+
+
+def barred(version: int, members: Iterable[Member]) -> list[str]:
+    """Return the devices that failed an audit and may not upload in a round."""
+    return [one.account for one in members if one.barred_until >= max(version, 1)]
+
+
+def waits_for(found: Round, members: Sequence[Member]) -> list[str]:
+    """Say what a round waits for beside verdicts: CIDs, lots, opened uploads; and who is barred."""
+    hidden, closed = unrevealed(found, members), unopened(members)
+    out = barred(found.version, members)
+    lots = lots_awaited(found) if found.state is RoundState.DRAWING else ()
+    counts = [
+        (len(hidden), "uploads without a CID yet"),
+        (found.held, "uploads held for the lots"),
+        (len(lots), "lots to be revealed"),
+        (found.drawn, f"uploads under audit, {len(closed)} of them not opened yet"),
+    ]
+    told = [f"{count} {text}" for count, text in counts if count]
+    return told + ([f"barred: {', '.join(out)}"] if out else [])
 
 
 def is_overdue(found: Round, time_now: int) -> bool:

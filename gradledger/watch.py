@@ -30,7 +30,14 @@ from gradledger.chain.contract import (
 )
 from gradledger.chain.names import Asset
 from gradledger.errors import ConfigError, NodeAnswerError, NodeError
-from gradledger.phases import lots_awaited, phase_end
+from gradledger.phases import (
+    barred,
+    lots_awaited,
+    phase_end,
+    unopened,
+    unrevealed,
+    waits_for,
+)
 from gradledger.places import add_places, find_places
 
 if TYPE_CHECKING:
@@ -110,22 +117,6 @@ class Snapshot:
                 found[name] = found.get(name, 0) + 1
         return dict(sorted(found.items()))
 
-    def unrevealed(self) -> int:
-        """Return how many uploads of the newest round have no CID yet."""
-        version = self.round.version if self.round else 0
-        return sum(one.upload_version == version and not one.upload_cid for one in self.members)
-
-    def unopened(self) -> int:
-        """Return how many uploads under audit their devices have not opened yet."""
-        return sum(
-            one.upload_state is UploadState.DRAWN and not one.opening_cid for one in self.members
-        )
-
-    def barred(self) -> list[str]:
-        """Return the devices that failed an audit and may not upload now, or next."""
-        version = self.round.version if self.round else 0
-        return [one.account for one in self.members if one.barred_until >= max(version, 1)]
-
     def money(self) -> dict[str, str]:
         """Return the task's money as texts."""
         live = self.round if self.round and self.round.state is not RoundState.SETTLED else None
@@ -165,13 +156,13 @@ class Snapshot:
             "accepted": row.accepted if row else 0,
             "refused": row.refused if row else 0,
             "pending": row.pending if row else 0,
-            "unrevealed": self.unrevealed(),
+            "unrevealed": len(unrevealed(row, self.members)) if row else 0,
             "held": row.held if row else 0,
             "drawn": row.drawn if row else 0,
-            "unopened": self.unopened(),
+            "unopened": len(unopened(self.members)),
             "lots_awaited": list(lots_awaited(row)) if row else [],
             "reasons": self.reasons(),
-            "barred": self.barred(),
+            "barred": barred(row.version, self.members) if row else [],
             "verdicts": {
                 name: {"accept": accepting, "refuse": refusing, "missing": missing}
                 for name, (accepting, refusing, missing) in self.verdicts().items()
@@ -190,17 +181,9 @@ class Snapshot:
             ],
         }
 
-    def audits(self) -> list[str]:
-        """Return what there is to say of CIDs that are to be revealed, lots, audits, and bars."""
-        row = self.round
-        counts = [(self.unrevealed(), "without a CID yet")]
-        if row is not None:
-            counts.append((row.held, "held for the lots"))
-            counts.append((row.drawn, f"under audit ({self.unopened()} not opened yet)"))
-            if row.state is RoundState.DRAWING:
-                counts.append((len(lots_awaited(row)), "lots to be revealed"))
-        told = [f"{count} {text}" for count, text in counts if count]
-        return told + ([f"barred: {', '.join(self.barred())}"] if self.barred() else [])
+    def waits_for(self) -> list[str]:
+        """Say what the newest round waits for beside verdicts, and who is barred from it."""
+        return waits_for(self.round, self.members) if self.round else []
 
     def line(self) -> str:
         """Return it in one line."""
@@ -211,7 +194,7 @@ class Snapshot:
                 f"round {row.version} {row.state.name.lower()}: {row.uploads} uploads, "
                 f"{row.accepted} accepted, {row.refused} refused, {row.pending} pending"
             )
-            text += "".join(f", {each}" for each in self.audits())
+            text += "".join(f", {each}" for each in self.waits_for())
         said = [f"{name} {a}+{r}" for name, (a, r, _) in self.verdicts().items() if a or r]
         verdicts = f"; verdicts {', '.join(said)}" if said else ""
         return (
@@ -458,8 +441,8 @@ def _round_text(seen: Snapshot, row: Round) -> RenderableType:
     )
     if seen.reasons():
         text.append(f" ({', '.join(f'{n} {name}' for name, n in seen.reasons().items())})")
-    if seen.audits():
-        text.append(f"\n{'; '.join(seen.audits())}")
+    if seen.waits_for():
+        text.append(f"\n{'; '.join(seen.waits_for())}")
     return text
 
 

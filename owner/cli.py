@@ -447,7 +447,8 @@ def _describe(found: Round) -> str:
 
 
 def _round_facts(found: Round) -> dict[str, Any]:
-    names = ("version", "uploads", "accepted", "refused", "pending", "reserved", "paid")
+    counts = ("uploads", "pending", "held", "drawn", "accepted", "refused")
+    names = ("version", *counts, "reserved", "paid")
     facts = {name: getattr(found, name) for name in names}
     return {**facts, "state": found.state.name.lower()}
 
@@ -500,6 +501,7 @@ def _privacy_facts(owner: Owner, task: Task) -> dict[str, Any] | None:
 def _status(args: argparse.Namespace) -> None:
     from gradledger.chain.contract import Mode, Role, RoundState
     from gradledger.chain.names import Asset
+    from gradledger.phases import waits_for
 
     owner, state = _connect(args)
     task = owner.contract.task(owner.task)
@@ -520,7 +522,12 @@ def _status(args: argparse.Namespace) -> None:
             "escrow": money,
             "conserved": escrow.conserved,
             "members": [
-                {"account": m.account, "role": Role(m.role).name.lower(), "joined": bool(m.joined)}
+                {
+                    "account": m.account,
+                    "role": Role(m.role).name.lower(),
+                    "joined": bool(m.joined),
+                    "barred_until": m.barred_until,
+                }
                 for m in members
             ],
             "rounds": [_round_facts(each) | votes[each.version] for each in rounds],
@@ -553,6 +560,8 @@ def _status(args: argparse.Namespace) -> None:
         told = _named(votes[each.version])
         if each.state is RoundState.SUMMING:
             told.append(f"no vote yet of {', '.join(votes[each.version]['silent'])}")
+        if each.version == task.version:
+            told += waits_for(each, members)
         if told:
             print(f"round {each.version}: {'; '.join(told)}")
 
@@ -626,6 +635,9 @@ def _print_report(
         f"round {report.version}: {found.told(target)}, {report.uploads} uploads, "
         f"{report.accepted} accepted, {report.refused} refused"
         f"{f' ({reasons})' if reasons else ''}, paid {Asset(report.paid, symbol)}"
+        f"{f', {report.drawn} audited, {report.caught} caught' if report.drawn else ''}"
+        f"{f', {report.unanswered} did not answer' if report.unanswered else ''}"
+        f"{'; barred: ' + ', '.join(report.barred) if report.barred else ''}"
         f"{'' if report.epsilon is None else f', epsilon {report.epsilon:.4g} so far'}"
         f"{f'; {report.note}' if report.note else ''}"
         f"{''.join(f'; {told}' for told in _named(asdict(report)))}",

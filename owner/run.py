@@ -47,6 +47,7 @@ from gradledger.errors import (
 from gradledger.logs import say
 from gradledger.models import Model
 from gradledger.outbox import Outbox
+from gradledger.phases import barred
 from owner.errors import SumUnusableError, WaitTimeoutError
 from owner.evaluation import quality
 from owner.owner import Owner, Published
@@ -523,7 +524,7 @@ class _Training:
                 for member in refused
             ),
             unanswered=unanswered,
-            barred=[member.account for member in members if member.barred_until > version],
+            barred=barred(version + 1, members),
             updates=record.get("updates", 0),
             note=record.get("note", ""),
             epsilon=spent.epsilon if spent is not None else None,

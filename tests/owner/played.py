@@ -16,11 +16,20 @@ import numpy as np
 
 from gradledger import envelope
 from gradledger.card import TaskCard, fetch_card, task_codec
-from gradledger.chain.contract import FedLearning, Mode, Round, RoundState, Task
+from gradledger.chain.contract import (
+    FedLearning,
+    Member,
+    Mode,
+    Round,
+    RoundState,
+    Task,
+    UploadState,
+)
 from gradledger.chain.keys import PrivateKey
 from gradledger.errors import GradledgerError
 from gradledger.localnet.network import Network
 from gradledger.models import Model
+from gradledger.opening import pack_opening
 from gradledger.store import Store
 from gradledger.validation import Draw, opening_id, read_issued_set
 from owner import Owner, Plan
@@ -64,6 +73,7 @@ class Phone:
     store: Store
     seed: int
     deltas: dict[int, np.ndarray] = field(default_factory=dict)
+    sent: dict[int, tuple[str, bytes, np.ndarray]] = field(default_factory=dict)
     shift: float = 0.0
 
     def join(self) -> None:
@@ -74,7 +84,7 @@ class Phone:
         self.contract.client.push([action], [self.key])
 
     def step(self) -> None:
-        """Join; take part in a round that is open and not yet served."""
+        """Join; take part in a round that is open and not yet served; answer for the upload."""
         task = self.contract.task(self.task)
         member = self.contract.member(self.task, self.account)
         if member is None:
@@ -83,6 +93,8 @@ class Phone:
             self.join()
             return
         found = self.contract.round(self.task, task.version) if task.version else None
+        if found is not None and member.upload_version == found.version:
+            self.answer(task, found, member)
         if found is None or found.state is not RoundState.OPEN:
             return
         if member.upload_version == found.version or member.set_version != found.version:
@@ -116,12 +128,45 @@ class Phone:
         blob = self.seal(task, found, card, codec, codes)
         cid = self.store.put(blob)
         digest = hashlib.sha256(blob).digest()
+        self.sent[found.version] = cid, self.seed_of(found.version), codes
+        shown = "" if found.reveal_sec else cid
         self.push(
             self.contract.fedlearning(
-                self.task, self.account, found.version, digest, cid, EXAMPLES, errors
+                self.task, self.account, found.version, digest, shown, EXAMPLES, errors
             )
         )
         self.deltas[found.version] = codec.dequantise(codes)
+
+    def seed_of(self, version: int) -> bytes:
+        return hashlib.sha256(f"{self.account} {version}".encode()).digest()
+
+    def answer(self, task: Task, found: Round, member: Member) -> None:
+        """Reveal the CID once the round is closed; open the upload if it was drawn."""
+        cid, seed, codes = self.sent[found.version]
+        if found.state is RoundState.VERIFYING and not member.upload_cid:
+            self.push(self.contract.reveal(self.task, self.account, found.version, cid))
+        if member.upload_state is UploadState.DRAWN and not member.opening_cid:
+            codec = task_codec(task)
+            header = envelope.Header(
+                kind=envelope.Kind.OPENING,
+                codec=envelope.PayloadCodec.QUANTISED,
+                task=self.task,
+                sender=self.account,
+                version=found.version,
+                parameters=codec.parameters,
+                clip_e6=codec.clip_e6,
+                examples=EXAMPLES,
+            )
+            blob = envelope.seal(header, pack_opening(seed, codes, codec), self.judges(found))
+            opening = self.store.put(blob)
+            self.push(self.contract.openupload(self.task, self.account, found.version, opening))
+
+    def judges(self, found: Round) -> dict[str, bytes]:
+        return {
+            member.account: member.enc_key
+            for member in self.contract.members(self.task)
+            if member.account in found.validators
+        }
 
     def seal(self, task: Task, found: Round, card: TaskCard, codec: Any, codes: Any) -> bytes:
         sealed = task.terms.mode is Mode.SEALED
@@ -137,12 +182,12 @@ class Phone:
             examples=EXAMPLES,
             key_hash=bytes(32) if sealed else task.terms.key_hash,
         )
-        payload = codec.to_bytes(codes) if sealed else card.public_key().encrypt(codes, codec)
-        readers = {
-            member.account: member.enc_key
-            for member in self.contract.members(self.task)
-            if member.account in found.validators
-        }
+        if sealed:
+            payload = codec.to_bytes(codes)
+        else:
+            seed = self.seed_of(found.version) if task.terms.lot_e6 else None
+            payload = card.public_key().encrypt(codes, codec, seed=seed)
+        readers = self.judges(found)
         if sealed:
             readers[card.owner] = card.owner_enc_key
         return envelope.seal(header, payload, readers)

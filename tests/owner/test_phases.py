@@ -7,10 +7,17 @@ from typing import Any
 
 import pytest
 
-from gradledger.chain.contract import Lot, RoundState
+from gradledger.chain.contract import Lot, RoundState, UploadState
 from gradledger.chain.names import int_to_name
 from gradledger.errors import ContractError, NodeAnswerError, RoundClosedError
-from gradledger.phases import MEMBERS_PER_PUSH, is_overdue, lots_awaited, phase_end, push_on
+from gradledger.phases import (
+    MEMBERS_PER_PUSH,
+    is_overdue,
+    lots_awaited,
+    phase_end,
+    push_on,
+    waits_for,
+)
 
 NONE, SET = bytes(32), b"\1" * 32
 
@@ -48,6 +55,36 @@ def test_drawing_waits_for_those_who_committed_alone():
     assert not is_overdue(waiting, 29) and is_overdue(waiting, 30)
     assert is_overdue(make_round(RoundState.DRAWING, shown, silent), 0)
     assert not is_overdue(make_round(RoundState.AUDITING, shown, silent), 29)
+
+
+def test_what_a_round_waits_for_is_said():
+    def row(account: str, state: UploadState, **changes: Any) -> Any:
+        fields = {"upload_version": 3, "upload_cid": "c", "opening_cid": "", "barred_until": 0}
+        return SimpleNamespace(account=account, upload_state=state, **{**fields, **changes})
+
+    def told(state: RoundState, held: int, drawn: int, *rows: Any) -> list[str]:
+        found = make_round(state, Lot(commitment=SET, value=NONE))
+        found.version, found.held, found.drawn = 3, held, drawn
+        return waits_for(found, rows)
+
+    quiet = row("a", UploadState.PAID, upload_cid="")
+    assert told(RoundState.VERIFYING, 0, 0, quiet) == []
+    hidden = row("b", UploadState.PENDING, upload_cid="")
+    older = row("c", UploadState.PENDING, upload_cid="", upload_version=2)
+    assert told(RoundState.VERIFYING, 0, 0, hidden, older) == ["1 uploads without a CID yet"]
+    assert told(RoundState.DRAWING, 2, 0) == [
+        "2 uploads held for the lots",
+        "1 lots to be revealed",
+    ]
+    drawn = [row("d", UploadState.DRAWN), row("e", UploadState.DRAWN, opening_cid="o")]
+    out = [
+        row("f", UploadState.REFUSED, barred_until=3),
+        row("g", UploadState.NONE, barred_until=2),
+    ]
+    assert told(RoundState.AUDITING, 0, 2, *drawn, *out) == [
+        "2 uploads under audit, 1 of them not opened yet",
+        "barred: f",
+    ]
 
 
 class Chain:

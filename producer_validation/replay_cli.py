@@ -93,7 +93,7 @@ def _show(report: VerdictsReport) -> None:
     print(f"task {report.task} of {report.contract} on chain {report.chain_id}")
     print(f"  blocks      up to {report.last_block}, {report.last_id}")
     print(f"  keys        {', '.join(report.keys) or 'none: what is public'}")
-    print(f"  looked at   {report.uploads} uploads of {report.rounds} rounds")
+    print(f"  looked at   rounds: {report.rounds}, uploads: {report.uploads}")
     print(f"  {'validator':<13}{'verdicts':>10}{'held':>10}{'not held':>10}{'cannot be told':>16}")
     for name, tally in sorted(report.validators.items()):
         print(

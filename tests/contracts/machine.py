@@ -422,7 +422,8 @@ class ContractMachine(RuleBasedStateMachine):
         account, version = self.judge(found, validator), self.version(found, offset)
         who = self.actor(found, actor, account)
         data = {"task": found.id, "version": version, "validator": account}
-        value = lot_value(found.id, version, account, *(kind,) * (kind == "other"))
+        value = self.lot_of(found.id, version, account)
+        value = lot_value("other") if kind == "other" else value
         if revealing:
             self.do("reveallot", who, value=ZERO if kind == "zero" else value, **data)
         else:
@@ -831,6 +832,11 @@ class ContractMachine(RuleBasedStateMachine):
     def hides(self, device: str, mood: Mood) -> bool:
         return mood.hiding and self.arena.devices.index(device) % 2 == 0
 
+    def lot_of(self, task: str, version: int, validator: str) -> str:
+        """Return a validator's lot: the same in each run, although accounts have other names."""
+        place = [*self.arena.validators, self.arena.producer].index(validator)
+        return lot_value(task, version, place)
+
     def is_judge(self, task: Task, account: str) -> bool:
         return account in task.members and bool(task.members[account].joined)
 
@@ -849,7 +855,7 @@ class ContractMachine(RuleBasedStateMachine):
         if task.terms["lot_e6"] and not newest.uploads:
             for place, validator in enumerate(newest.validators):
                 if newest.lots[place]["commitment"] == ZERO and self.is_judge(task, validator):
-                    value = lot_value(task.id, task.version, validator)
+                    value = self.lot_of(task.id, task.version, validator)
                     right = lot_commitment(task.id, task.version, validator, value)
                     data = {"validator": validator, "commitment": right}
                     self.do("commitlot", validator, task=task.id, version=task.version, **data)
@@ -893,7 +899,7 @@ class ContractMachine(RuleBasedStateMachine):
     def draw_or_push(self, task: Task, newest: Round, mood: Mood) -> None:
         by_version = {"task": task.id, "version": task.version}
         for place, validator in enumerate(newest.validators):
-            value = lot_value(task.id, task.version, validator)
+            value = self.lot_of(task.id, task.version, validator)
             right = lot_commitment(task.id, task.version, validator, value)
             hidden = {"commitment": right, "value": ZERO}
             if newest.lots[place] == hidden and not (mood.withholding and place == 0):

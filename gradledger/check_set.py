@@ -79,6 +79,8 @@ class SetReport:
         What was expected and what came, where it does not hold.
     from_blocks : bool
         Whether the set's record was looked for in the blocks.
+    is_regression : bool
+        Whether the classes are strata of a number to be learnt.
     """
 
     task: str
@@ -94,6 +96,7 @@ class SetReport:
     holds: bool
     reason: str = ""
     from_blocks: bool = False
+    is_regression: bool = False
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,7 @@ def _check(
         holds=not reason,
         reason=reason,
         from_blocks=from_blocks,
+        is_regression=card.target is not None,
     )
 
 
@@ -330,10 +334,11 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _show(report: SetReport) -> None:
-    classes = ", ".join(str(c) for c in report.classes)
+    numbers = ", ".join(str(c) for c in report.classes)
+    classes = f"{'strata' if report.is_regression else 'classes'} {numbers}"
     where = "the blocks" if report.from_blocks else "the tables"
     print(f"round {report.version} of task {report.task}, {report.device}: {report.cid}")
-    print(f"  recorded in {where}; {report.per_class} points of each of the classes {classes}")
+    print(f"  recorded in {where}; {report.per_class} points of each of the {classes}")
     print(f"  opened by block {report.block}, {report.block_id}")
     print(f"  committed root {report.root}")
     if report.holds:

@@ -241,7 +241,7 @@ def test_each_lie_is_named(audited_round: AuditedRound, steps: list[Step], table
 
 
 ALTERED_ROWS = [
-    ("rounds", 1, {"opened_block": 9}, "opened_block: the blocks give"),
+    ("rounds", 1, {"opened_block": 1}, "opened_block: the blocks give"),
     ("rounds", 1, {"norm_max_e6": 6}, "norm_max_e6: the blocks give 5, the row says 6"),
     ("rounds", 1, {"reveal_deadline": 9}, "reveal_deadline: the blocks give"),
     ("rounds", 1, {"audit_deadline": 9}, "audit_deadline: the blocks give"),

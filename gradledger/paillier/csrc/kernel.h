@@ -233,6 +233,19 @@ static void carry_digits(const modulus *m, V *x)
     }
 }
 
+/* Write `count` pairs, out of Montgomery form, as numbers modulo n^2, big endian, `width` bytes each; `words` has
+ * room for 4 m->words + 2. */
+static void write_pairs(uint8_t *out, size_t width, size_t count, const modulus *m, const V *pairs,
+                        uint64_t *words)
+{
+    uint64_t *low = words, *high = low + m->words + 1, *value = high + m->words + 1;
+    for (size_t lane = 0; lane < count; lane++) {
+        canonical_pair(low, high, m, (const uint64_t *)pairs + lane, LANES);
+        pair_value(value, low, high, m);
+        write_big_endian(out + lane * width, width, value, 2 * m->words);
+    }
+}
+
 /* ---- comb table ---------------------------------------------------------------------------- */
 
 /* Where a digit of an entry stands in its block: entries that are read at once lie side by side for
@@ -399,12 +412,7 @@ static int kernel_encrypt(const comb *c, const uint8_t *exponents, const uint64_
                       messages + (start + lane) * message_words, message_words, 0);
         }
         pair_multiply(m, x, y, &s);
-        for (size_t lane = 0; lane < here; lane++) {
-            uint64_t *low = words, *high = low + m->words + 1, *value = high + m->words + 1;
-            canonical_pair(low, high, m, (const uint64_t *)x + lane, LANES);
-            pair_value(value, low, high, m);
-            write_big_endian(out + (start + lane) * width, width, value, 2 * m->words);
-        }
+        write_pairs(out + start * width, width, here, m, x, words);
     }
     status = 0;
 done:
@@ -582,12 +590,7 @@ static int kernel_finish(const modulus *m, uint64_t *totals, size_t factors, uin
     for (size_t start = 0; start < count; start += LANES, total += size) {
         const size_t here = count - start < LANES ? count - start : LANES;
         pair_multiply(m, total, power, &s);
-        for (size_t lane = 0; lane < here; lane++) {
-            uint64_t *low = words, *high = low + m->words + 1, *value = high + m->words + 1;
-            canonical_pair(low, high, m, (const uint64_t *)total + lane, LANES);
-            pair_value(value, low, high, m);
-            write_big_endian(out + (start + lane) * width, width, value, 2 * m->words);
-        }
+        write_pairs(out + start * width, width, here, m, total, words);
     }
     status = 0;
 done:

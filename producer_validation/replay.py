@@ -530,6 +530,9 @@ class _RoundReplay:
         self._model: Model | Exception | None = None
         self._inside: dict[str, _Inside] = {}
         self._is_all_open = True
+        self._possible = tuple(
+            possible_codes(self._task, self._round, is_audit=one) for one in (False, True)
+        )
 
     def judge(self) -> None:
         """Find out what was to be said of each upload, then compare."""
@@ -600,8 +603,7 @@ class _RoundReplay:
         return wanted
 
     def _truth(self, case: _Case, blobs: Mapping[str, bytes | StoreError]) -> tuple[Truth, Truth]:
-        possible = possible_codes(self._task, self._round, is_audit=False)
-        in_audit = possible_codes(self._task, self._round, is_audit=True)
+        possible, in_audit = self._possible
         if not case.row.upload_cid:
             decided = Refusal(VerdictCode.UNREVEALED, "its CID was not revealed in time")
             return Truth(decided), Truth(decided)

@@ -24,7 +24,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,8 @@ from gradledger.onnx_models import RuntimeModel
 from producer_validation import checks, measuring
 from producer_validation.checks import Known, Measure
 
-INSTANCES = 150
-ATTACKED = 30
+INSTANCES = 100
+ATTACKED = 20
 CLASS_COUNTS = tuple(range(1, 10))
 MEASURES = EPOCHS * PER_EPOCH + 1
 CLIP_E6 = 1_000_000
@@ -277,6 +278,17 @@ class Device:
         rows = self.rng.choice(pool, min(TRAINING_POINTS, len(pool)), replace=False)
         return points.take(rows)
 
+    def neighbour(self) -> Device:
+        """Return a sound device of the same round and classes: other points, another set."""
+        found = copy(self)
+        owned, classes = self.lab.dataset.validation, self.instance.classes
+        pool = np.flatnonzero(np.isin(owned.y, classes))
+        issued = owned.take(self.rng.choice(pool, len(self.instance.validation), replace=False))
+        found.instance = replace(
+            self.instance, points=self.points_of(classes.tolist()), validation=issued
+        )
+        return found
+
     def noise(self, norm: float) -> FloatArray:
         """Draw a direction, of this length."""
         found = self.rng.standard_normal(self.model.parameters)
@@ -412,19 +424,22 @@ def uploads(
         "answers_apart": abs(runtime.error_micro(x, y) - last) * len(y) / 1e6,
     }
     if attacked:
-        other = Device(lab, stage, count, seed)  # the same classes, other points
-        points = other.points_of(device.instance.classes.tolist())
-        theirs = other.trained(points)[0]
+        other = device.neighbour()
+        theirs = other.trained(other.instance.points)[0]
         longer = max(np.linalg.norm(sound), np.linalg.norm(theirs))
         side["distance"] = float(np.linalg.norm(sound - theirs) / longer)
-        codes |= _attacks(device, sound, theirs, series)
+        codes |= _attacks(device, sound, series, theirs, best_series(*other.ends(theirs)))
     return [Outcome(name, stage, count, code) for name, code in codes.items()], side
 
 
 def _attacks(
-    device: Device, sound: FloatArray, theirs: FloatArray, series: Sequence[int]
+    device: Device,
+    sound: FloatArray,
+    series: Sequence[int],
+    theirs: FloatArray,
+    their_series: Sequence[int],
 ) -> dict[str, str]:
-    """Return what becomes of each attack."""
+    """Return what becomes of each attack; `theirs` is another device's update."""
     noise = device.noise(float(np.linalg.norm(sound)))
     true_first = series[0]
 
@@ -436,13 +451,10 @@ def _attacks(
     within = 0.9e-6 * NORM_MAX_E6[device.stage] / float(np.linalg.norm(spoilt))
     spoilt *= np.float32(min(1.0, within))
     codes["forged"] = device.verdict(spoilt, best_series(true_first, true_first // 2, 0))
-    # On another set, of the same round or an earlier one: a sound device's true series all the same
-    shifted = Device(device.lab, device.stage, device.count, int(device.rng.integers(2**62)))
-    other_ends = shifted.ends(shifted.trained(shifted.instance.points)[0])
-    other_series = best_series(*other_ends)
-    codes["replayed"] = device.verdict(noise, other_series, earlier=other_series)
-    other_rows = [member("phone1", other_series), member("phone2", other_series)]
-    codes["copied"] = device.verdict(noise, other_series, others=other_rows)
+    # A true series, on another set: of another device, or of this one in a round before.
+    codes["replayed"] = device.verdict(noise, their_series, earlier=their_series)
+    rows = [member("phone1", their_series), member("phone2", their_series)]
+    codes["copied"] = device.verdict(noise, their_series, others=rows)
 
     declared = device.rng.permutation(device.instance.classes)
     foreign = np.setdiff1d(np.arange(device.lab.dataset.classes), declared)

@@ -97,6 +97,10 @@ NEAR_PERCENT = 1
 """Two updates that are less than so much apart, relative to the longer one, are the same; so are
 two that only rounding to codes can have put apart."""
 
+ROUNDING = 2
+"""Rounding two updates puts them apart by a square of 2 / 3 steps in each parameter; three times as
+much, since a sketch deviates."""
+
 _SKETCH_LABEL = b"gradledger update sketch"
 
 
@@ -156,17 +160,17 @@ def is_near(sketch: bytes, others: Sequence[bytes]) -> list[bool]:
     bound = max(1.0, float(np.square(own.astype(np.float64)).sum()))
     apart = np.einsum("ij,ij->i", gaps, gaps)
     lengths = np.square(rows.astype(np.float64)).sum(axis=1)
-    limit = 2 * ((NEAR_PERCENT / 100) ** 2 * np.maximum(lengths, bound) + parameters)
+    limit = 2 * ((NEAR_PERCENT / 100) ** 2 * np.maximum(lengths, bound) + ROUNDING * parameters)
     for place in np.flatnonzero(apart < limit):
         found[places[place]] = _is_exactly_near(sums, rows[place].tolist(), parameters)
     return found
 
 
 def _is_exactly_near(a: list[int], b: list[int], parameters: int) -> bool:
-    """Compare exactly. Rounding two updates puts them sqrt(2 / 3) steps apart in each parameter."""
+    """Compare exactly, in integers of any length."""
     apart = sum((x - y) ** 2 for x, y in zip(a, b, strict=True))
     longer = max(sum(x * x for x in a), sum(y * y for y in b))
-    return apart * 100**2 < NEAR_PERCENT**2 * longer + parameters * 100**2
+    return apart * 100**2 < NEAR_PERCENT**2 * longer + ROUNDING * parameters * 100**2
 
 
 # ---- the model before and after -----------------------------------------------------------------

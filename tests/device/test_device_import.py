@@ -7,7 +7,16 @@ import subprocess
 import sys
 
 HEAVY = ("numpy", "gmpy2", "coincurve", "nacl", "requests", "ipfshttpclient", "http.client")
-FOREIGN = ("torch", "sklearn", "matplotlib", "owner", "producer_validation", "gradledger.localnet")
+FOREIGN = (
+    "torch",
+    "sklearn",
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "owner",
+    "producer_validation",
+    "gradledger.localnet",
+)
 
 
 def loaded_by(code: str) -> set[str]:

@@ -16,7 +16,8 @@ def add_commands(subparsers: Any) -> None:
         help="train and pay ten devices on a local network, and show what happened",
         description="Train a model on devices that keep their data, on a real local chain and "
         "IPFS, and pay them from escrow. One device is late, one sends shuffled labels, one an "
-        "old version: the contract and the validators refuse them.",
+        "old version: the contract and the validators refuse them. With --lot one more forges its "
+        "errors: it is caught when a lot draws it.",
     )
     parser.add_argument("--devices", type=int, default=10, metavar="N", help="default 10")
     parser.add_argument("--rounds", type=int, default=15, metavar="N", help="default 15")
@@ -59,6 +60,19 @@ def add_commands(subparsers: Any) -> None:
         help="the owner's Paillier key (default 3072; 2048 is for a quick look only)",
     )
     parser.add_argument(
+        "--lot",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of the accepted uploads, that each validator's lot draws for an audit (default 0: "
+        "no audits)",
+    )
+    parser.add_argument(
+        "--reveal",
+        action="store_true",
+        help="CIDs of uploads are told only once the round is closed, so that nobody copies them",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print one JSON document; progress goes to stderr"
     )
     parser.set_defaults(func=run)
@@ -81,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
         home=args.home,
         framework=args.framework,
         key_bits=args.key_bits,
+        lot=args.lot,
+        reveal=args.reveal,
     )
     if options.out is not None:
         reports.make_folder(options.out)

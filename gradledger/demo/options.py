@@ -19,9 +19,11 @@ HONEST = "honest"
 LATE = "late"
 SHUFFLED = "shuffled"
 STALE = "stale"
+FORGER = "forger"
 """Behaviour of a device: `LATE` uploads after the round has closed in every third round, `STALE`
 offers an update of the round before in every second one, `SHUFFLED` always trains on labels in a
-random order. All three follow the protocol otherwise."""
+random order. All three follow the protocol otherwise. `FORGER`, who comes where there are audits,
+trains nothing: it sends noise and reports the errors of a good model."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class DemoOptions:
         ``"sklearn"`` or ``"torch"``.
     key_bits : int
         Length of the owner's Paillier modulus; under 3072 only for a quick look.
+    lot : float
+        Share of the accepted uploads that each validator's lot draws for an audit; paillier mode.
+    reveal : bool
+        Whether devices tell their uploads' CIDs only once the round is closed.
 
     Raises
     ------
@@ -61,9 +67,11 @@ class DemoOptions:
     home: Path | None = None
     framework: str = "sklearn"
     key_bits: int = KEY_BITS
+    lot: float = 0.0
+    reveal: bool = False
 
     def __post_init__(self) -> None:
-        _within("--devices", self.devices, DEVICES_MIN, DEVICES_MAX)
+        _within("--devices", self.devices, DEVICES_MIN + (self.lot > 0), DEVICES_MAX)
         _within("--rounds", self.rounds, 1, ROUNDS_MAX)
         _within("--seed", self.seed, 0, 2**32 - 1)
         _within("--key-bits", self.key_bits, KEY_BITS_MIN, KEY_BITS_MAX)
@@ -71,6 +79,10 @@ class DemoOptions:
             raise ConfigError(f"--key-bits: expected a multiple of 64, got {self.key_bits}")
         if self.mode not in ("paillier", "sealed"):
             raise ConfigError(f"--mode: expected paillier or sealed, got {self.mode}")
+        if not 0 <= self.lot <= 1:
+            raise ConfigError(f"--lot: expected 0 to 1, got {self.lot:g}")
+        if self.lot and self.mode == "sealed":
+            raise ConfigError("--lot: in sealed mode validators see every update, without audits")
         if self.framework not in ("sklearn", "torch"):
             raise ConfigError(f"--framework: expected sklearn or torch, got {self.framework}")
         if self.framework == "torch" and importlib.util.find_spec("torch") is None:
@@ -85,9 +97,10 @@ class DemoOptions:
                 )
 
 
-def roles(devices: int) -> list[str]:
-    """Return the behaviour of each device: all honest but the last three."""
-    return [HONEST] * (devices - 3) + [LATE, SHUFFLED, STALE]
+def roles(devices: int, *, audits: bool = False) -> list[str]:
+    """Return the behaviour of each device: all honest but the last three, or four."""
+    others = [LATE, SHUFFLED, STALE] + [FORGER] * audits
+    return [HONEST] * (devices - len(others)) + others
 
 
 def is_late(role: str, version: int) -> bool:

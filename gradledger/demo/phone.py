@@ -25,7 +25,7 @@ from device_sdk.training import TrainingRecipe
 from gradledger.chain.contract import RoundState
 from gradledger.demo import options
 from gradledger.demo.data import class_list
-from gradledger.errors import ChainError, ContractError, StoreError
+from gradledger.errors import ChainError, ContractError, NotAllowedError, StoreError
 from gradledger.models import Model
 
 JOB_BYTES_MAX = 1 << 20
@@ -33,6 +33,7 @@ POLL_SEC = 0.2
 ROUND_SEC = 1800.0
 DECISION_SEC = 180.0
 NICENESS = 10
+FORGED_NORM = 0.5  # L2, of what a forger sends: it looks like an update
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -149,9 +150,14 @@ class Phone:
         self._tell("joined")
         version = 0
         while version < self._job["rounds"]:
-            with self._device.round(wait_sec=ROUND_SEC, after=version) as current:
-                version = current.version
-                receipt = self._contribute(current)
+            receipt = None
+            try:
+                with self._device.round(wait_sec=ROUND_SEC, after=version) as current:
+                    version = current.version
+                    receipt = self._contribute(current)
+            except NotAllowedError as error:  # barred since an audit: it looks on
+                version = self._device.contract.task(self._job["task"]).version
+                self._tell("refused", version=version, code=error.code, message=error.text)
             self._tell("done", version=version)
             if receipt is not None:
                 self._await_decision(receipt)
@@ -165,15 +171,24 @@ class Phone:
             with self._computing:
                 self._upload(old, again, version)
         with self._computing:
-            update = current.train(
-                self._fit(self._x, self._y, current.recipe), examples=len(self._y)
-            )
+            update = self._train(current)
             self._before = (current, update)
             if not options.is_late(self._role, version):
                 return self._upload(current, update, version)
         self._await_close(version)
         with self._computing:
             return self._upload(current, update, version)
+
+    def _train(self, current: Round) -> Update:
+        """Train; a forger makes noise in its place, and errors that fall to nothing."""
+        if self._role != options.FORGER:
+            fit = self._fit(self._x, self._y, current.recipe)
+            return current.train(fit, examples=len(self._y))
+        model, (x, y) = current.model, current.validation
+        noise = np.random.default_rng(current.version).normal(0, FORGED_NORM, model.parameters)
+        errors = np.linspace(model.error_micro(x, y), 0, current.recipe.measures).astype(int)
+        delta = (noise / np.sqrt(model.parameters)).astype(np.float32)
+        return Update(current.version, delta, tuple(errors.tolist()), len(self._y))
 
     def _upload(self, round_: Round, update: Update, offered_in: int) -> Receipt | None:
         """Upload; where the contract refuses it, tell why and return None."""

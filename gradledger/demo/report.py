@@ -96,8 +96,9 @@ def dumps(report: Mapping[str, Any]) -> str:
 def summary(report: Mapping[str, Any]) -> str:
     """Return the tables and sentences that end a run on the terminal."""
     token, escrow, chain = report["token"], report["escrow"], report["chain"]
+    audits = _audit_columns(report)
     rounds = table(
-        ["version", "accuracy", "centralised", "uploads", "accepted", "refused", "paid"],
+        ["version", "accuracy", "centralised", "uploads", "accepted", "refused", *audits, "paid"],
         [
             [
                 row["version"],
@@ -106,6 +107,7 @@ def summary(report: Mapping[str, Any]) -> str:
                 row["uploads"],
                 row["accepted"],
                 row["refused"],
+                *(row[name] for name in audits),
                 money(row["paid"], token),
             ]
             for row, centralised in zip(report["rounds"], report["centralised"], strict=True)
@@ -149,8 +151,9 @@ def draw(report: Mapping[str, Any]) -> tuple[bytes, bytes]:
 def page(report: Mapping[str, Any], accuracy: bytes, pay: bytes) -> str:
     """Return a page that needs no other file: every text escaped, both plots embedded."""
     options, token, escrow = report["options"], report["token"], report["escrow"]
+    audits = _audit_columns(report)
     rounds = _table(
-        ["version", "accuracy", "uploads", "accepted", "refused", "paid"],
+        ["version", "accuracy", "uploads", "accepted", "refused", *audits, "paid"],
         [
             [
                 row["version"],
@@ -158,6 +161,7 @@ def page(report: Mapping[str, Any], accuracy: bytes, pay: bytes) -> str:
                 row["uploads"],
                 row["accepted"],
                 row["refused"],
+                *(row[name] for name in audits),
                 money(row["paid"], token),
             ]
             for row in report["rounds"]
@@ -203,6 +207,11 @@ def page(report: Mapping[str, Any], accuracy: bytes, pay: bytes) -> str:
         f"{devices}\n<h2>Why uploads were refused</h2>\n{reasons}\n"
         f"<h2>Money, from the chain's tables</h2>\n{kept}\n<ul>{checks}</ul>\n</body>\n</html>\n"
     )
+
+
+def _audit_columns(report: Mapping[str, Any]) -> list[str]:
+    """Return the columns that only a run with audits has."""
+    return ["audited", "caught"] if report["options"]["lot"] else []
 
 
 def _image(png: bytes, alt: str) -> str:

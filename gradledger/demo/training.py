@@ -22,7 +22,15 @@ from gradledger.chain.contract import FedLearning, Round
 from gradledger.chain.names import Asset, Symbol, check_account
 from gradledger.demo import audit
 from gradledger.demo.data import Dataset, Samples, load, shares
-from gradledger.demo.options import KEY_BITS, SHUFFLED, DemoOptions, account_names, is_late, roles
+from gradledger.demo.options import (
+    FORGER,
+    KEY_BITS,
+    SHUFFLED,
+    DemoOptions,
+    account_names,
+    is_late,
+    roles,
+)
 from gradledger.demo.report import money
 from gradledger.demo.view import View
 from gradledger.demo.workers import WorkerError, WorkerPool
@@ -93,6 +101,7 @@ MEASURES = 8
 TAU = 0.1
 VALIDATORS = 4
 PHASE_SEC = 60
+BAR_ROUNDS = 3
 
 _DOING = {
     "publish": "model to IPFS",
@@ -100,6 +109,8 @@ _DOING = {
     "open": "opening",
     "close": "devices train and upload",
     "verdicts": "verdicts",
+    "draw": "lots",
+    "audit": "audits",
     "sum": "validators add up",
     "aggregate": "owner opens the sum",
     "settle": "settling",
@@ -172,10 +183,10 @@ def run_demo(options: DemoOptions, view: View) -> dict[str, Any]:
     -------
     dict
         The document of `--json`: ``rounds`` (version, accuracy, uploads, accepted, refused,
-        paid), ``initial_accuracy``, ``final_accuracy``, ``centralised`` (accuracy by version),
-        ``centralised_accuracy``, ``escrow``, ``conserved``, ``checks``, ``seconds``, ``chain``,
-        ``reasons``, ``devices``, ``token``, ``options``. Amounts are integers in the token's
-        smallest units.
+        audited, caught, paid), ``initial_accuracy``, ``final_accuracy``, ``centralised``
+        (accuracy by version), ``centralised_accuracy``, ``escrow``, ``conserved``, ``checks``,
+        ``seconds``, ``chain``, ``reasons``, ``devices``, ``token``, ``options``. Amounts are
+        integers in the token's smallest units.
 
     Raises
     ------
@@ -263,7 +274,10 @@ class _Demo:
         drawn = shares(dataset.train, options.devices, options.seed)
         names = account_names("phone" + tag, options.devices)
         self._phones = [
-            Phone(*each) for each in zip(names, roles(options.devices), drawn, strict=True)
+            Phone(*each)
+            for each in zip(
+                names, roles(options.devices, audits=options.lot > 0), drawn, strict=True
+            )
         ]
         self._folder = info.home / "demo" / self._task
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -345,6 +359,10 @@ class _Demo:
             open_sec=setting.open_sec,
             verdict_sec=PHASE_SEC,
             sum_sec=PHASE_SEC,
+            reveal_sec=PHASE_SEC if options.reveal else 0,
+            audit_sec=PHASE_SEC,
+            lot=options.lot,
+            bar_rounds=BAR_ROUNDS,
             close_after=1,
             rule="either",
             tau=TAU,
@@ -394,7 +412,7 @@ class _Demo:
                     "seed": self._options.seed,
                 }
             )
-        honest = [phone.rows for phone in self._phones if phone.role != SHUFFLED]
+        honest = [phone.rows for phone in self._phones if phone.role not in (SHUFFLED, FORGER)]
         union = self._dataset.train.take(np.unique(np.concatenate(honest)))
         central = {
             "train_file": self._save("centralised", union),
@@ -482,6 +500,8 @@ class _Demo:
             f"round {row['version']:>2}: accuracy {row['accuracy']:.2%}, {row['accepted']} of "
             f"{row['uploads']} uploads accepted, {money(row['paid'], self._token)} paid"
         )
+        if row["audited"]:
+            text += f"; {row['audited']} audited, {row['caught']} caught"
         if reasons:
             counted = Counter(reasons).items()
             text += "; refused: " + ", ".join(f"{k} {v}" if v > 1 else k for k, v in counted)
@@ -499,6 +519,8 @@ class _Demo:
             "uploads": offered,
             "accepted": ledger.accepted,
             "refused": offered - ledger.accepted,
+            "audited": report.drawn,
+            "caught": report.caught + report.unanswered,
             "paid": ledger.paid,
         }
 
@@ -559,6 +581,8 @@ class _Demo:
                 "mode": options.mode,
                 "framework": options.framework,
                 "key_bits": options.key_bits if options.mode == "paillier" else None,
+                "lot": options.lot,
+                "reveal": options.reveal,
                 "seed": options.seed,
                 "validators": len(self._info.validators),
                 "layers": list(self._setting.layers),

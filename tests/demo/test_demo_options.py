@@ -24,6 +24,13 @@ from gradledger.errors import ConfigError
         ({"key_bits": 2050}, "--key-bits: expected a multiple of 64, got 2050"),
         ({"mode": "open"}, "--mode: expected paillier or sealed, got open"),
         ({"framework": "jax"}, "--framework: expected sklearn or torch, got jax"),
+        ({"lot": -0.1}, "--lot: expected 0 to 1, got -0.1"),
+        ({"lot": float("nan")}, "--lot: expected 0 to 1, got nan"),
+        (
+            {"lot": 0.5, "mode": "sealed"},
+            "--lot: in sealed mode validators see every update, without audits",
+        ),
+        ({"lot": 0.5, "devices": 4}, "--devices: expected 5 to 100, got 4"),
     ],
 )
 def test_refused_options(bad: dict[str, Any], message: str) -> None:
@@ -40,6 +47,7 @@ def test_both_sides_of_each_bound() -> None:
         {"rounds": 200},
         {"seed": 0},
         {"key_bits": 2048},
+        {"lot": 1.0, "devices": 5},
     ):
         DemoOptions(**good)
 
@@ -65,6 +73,7 @@ def test_missing_library_names_the_extra(
 
 def test_behaviours() -> None:
     assert options.roles(4) == ["honest", "late", "shuffled", "stale"]
+    assert options.roles(5, audits=True) == ["honest", "late", "shuffled", "stale", "forger"]
     assert options.roles(10).count("honest") == 7
     late = [v for v in range(1, 16) if options.is_late("late", v)]
     stale = [v for v in range(1, 16) if options.is_stale("stale", v)]

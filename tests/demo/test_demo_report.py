@@ -27,6 +27,8 @@ def sample() -> dict[str, Any]:
                 "uploads": 4,
                 "accepted": 3,
                 "refused": 1,
+                "audited": 3,
+                "caught": 77,
                 "paid": 12_345,
             }
             for version in (1, 2)
@@ -54,6 +56,7 @@ def sample() -> dict[str, Any]:
             "rounds": 2,
             "mode": "paillier",
             "framework": "sklearn",
+            "lot": 0.0,
             "seed": 1,
         },
         "devices": [
@@ -148,6 +151,16 @@ def test_directory_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="--out: cannot write into"):
         reports.write(sample(), tmp_path / "file")
+
+
+def test_audits_are_shown_where_there_are_any() -> None:
+    report = sample()
+    assert "caught" not in reports.summary(report) + reports.page(report, b"", b"")
+    report["options"]["lot"] = 0.5
+    lines = reports.summary(report).splitlines()
+    assert lines[0].split()[-3:] == ["audited", "caught", "paid"]
+    assert lines[3].split()[-4:] == ["3", "77", "1.2345", "TOK"]
+    assert "<th>caught</th>" in reports.page(report, b"", b"")
 
 
 def test_summary_shows_every_round_and_check() -> None:

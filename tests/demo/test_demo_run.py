@@ -64,7 +64,8 @@ def test_report_has_every_key(small_run: tuple[dict[str, Any], Path, Path]) -> N
     report, _, _ = small_run
     assert [row["version"] for row in report["rounds"]] == [1, 2]
     for row in report["rounds"]:
-        assert set(row) == {"version", "accuracy", "uploads", "accepted", "refused", "paid"}
+        counts = {"uploads", "accepted", "refused", "audited", "caught"}
+        assert set(row) == {"version", "accuracy", "paid", *counts}
         assert row["uploads"] == row["accepted"] + row["refused"]
         assert type(row["paid"]) is int
         assert row["paid"] > 0
@@ -175,6 +176,22 @@ def test_sealed_mode_on_mnist_files(tmp_path: Path, small_mnist: Path) -> None:
     assert report["rounds"][0]["accepted"] >= 3
 
 
+def test_a_forger_is_caught_and_barred(tmp_path: Path) -> None:
+    done = demo(
+        *("--devices", "5", "--rounds", "2", "--lot", "1", "--reveal", "--key-bits", "2048"),
+        *("--home", str(tmp_path / "home"), "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    first, second = report["rounds"]
+    assert (first["audited"], first["caught"]) == (first["accepted"] + 1, 1)
+    assert (second["audited"], second["caught"]) == (second["accepted"], 0)
+    (forger,) = (device for device in report["devices"] if device["role"] == "forger")
+    assert (forger["paid"], forger["accepted"], forger["refused"]) == (0, 0, 2)
+    assert report["reasons"]["error_mismatch"] == report["reasons"]["barred"] == 1
+    assert report["conserved"] is True
+
+
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 def test_torch(tmp_path: Path) -> None:
     done = demo(
@@ -218,6 +235,7 @@ def test_stopping_it_leaves_nothing_running(tmp_path: Path, number: signal.Signa
         (("--devices", "3"), 1, "--devices: expected 4 to 100, got 3"),
         (("--data", "/nowhere"), 1, "--data: expected a directory with the four IDX files"),
         (("--out", "/dev/null/out"), 1, "--out: cannot write into /dev/null/out"),
+        (("--lot", "2"), 1, "--lot: expected 0 to 1, got 2"),
         (("--mode", "open"), 2, "invalid choice: 'open'"),
         (("--devices", "many"), 2, "invalid int value: 'many'"),
     ],

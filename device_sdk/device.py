@@ -645,6 +645,8 @@ class Device:
             entry.number: entry
             for entry in (*self._box.entries(State.PENDING), *self._box.keeping())
             if "hash" in entry.details  # not a step of an upload
+            # Without a file whoever uploads is told of a refusal, and may try again.
+            and not (self.outbox is None and entry.state is State.PENDING and entry.refusal)
         }
         self._held = [self.receipt(entries[number]) for number in sorted(entries)]
         return self._held

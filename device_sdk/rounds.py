@@ -301,7 +301,10 @@ class Round:
                 if entry.state is State.ABANDONED:
                     raise error_from_check(entry.reason)
                 return entry
-            if entry.state is State.DONE or (entry.state is State.PENDING and not entry.refusal):
+            taken = entry.state is State.DONE or (
+                entry.state is State.PENDING and not entry.refusal
+            )
+            if taken and device.outbox is not None:  # without a file the chain alone says so
                 raise AlreadyDoneError(
                     "second_upload",
                     f"the outbox has another update for round {update.version}: resume that one",

@@ -245,8 +245,8 @@ class Outbox:
             ).fetchone()
             if pending >= PENDING_MAX:
                 raise OutboxError(
-                    f"{self._place}: expected at most {PENDING_MAX} pending entries: bring the node "
-                    "back, and let them be sent"
+                    f"{self._place}: expected at most {PENDING_MAX} pending entries: bring the "
+                    "node back, and let them be sent"
                 )
             made_at = int(time.time())
             number = self._db.execute(

@@ -324,6 +324,7 @@ def test_stale_late_and_bad_uploads_are_the_contracts_refusals(scene: MakeScene)
         flat = round_.train(lambda m, v: (m, [500_000, 500_000]), examples=60)
         with pytest.raises(RuleNotMetError, match="csves_either"):
             round_.upload(flat)
+        assert device.attend() == []  # it is not sent again behind anybody's back
         update = round_.train(shift, examples=60)
     _, _, receipt = uploaded(s, other)
     s.attest(1, receipt.hash, [A] * 3)

@@ -167,7 +167,7 @@ class Bench:
         rows = []
         for validators in VALIDATORS:
             world.begin(f"benchval{'abcd'[VALIDATORS.index(validators)]}", count, validators)
-            for batch in (200, ATTEST_BATCH, 1):
+            for batch in (ATTEST_BATCH, 50, 1):
                 judged = min(20, count) if batch == 1 else count
                 world.open_round()
                 world.upload(range(judged), batch=100)

@@ -36,6 +36,9 @@ What it logs, one line of key=value or of JSON each:
   event=joined    it agreed to a task's terms
   event=accepted  sender=DEVICE: its verdict on an upload is "accept"
   event=refused   sender=DEVICE code=... reason=...: the verdict, and what was expected and came
+  event=lot_committed, lot_revealed  its part in drawing who is audited
+  event=audited   sender=DEVICE: an opened upload is what it claimed to be
+  event=caught    sender=DEVICE code=... reason=...: it is not
   event=skipped   no verdict yet: something of the owner's or of the chain's failed; tried again
   event=summed    it attested the product of the accepted ciphertexts
   event=other_sum sender=VALIDATOR attested another product than this one
@@ -43,7 +46,9 @@ What it logs, one line of key=value or of JSON each:
   event=worker_lost  a process or a worker of the cluster; its work is done again
   event=pushed    it moved a round on after a deadline
 Codes: unavailable, hash_mismatch, malformed, header_mismatch, wrong_key, out_of_range, duplicate,
-error_mismatch. `docs/protocol.md` has the formats, `docs/caveats.md` what a validator can do wrong.
+error_mismatch, replayed_series, copied_series, class_claim, no_update, norm, no_gain,
+opening_mismatch, unrevealed. `docs/protocol.md` has the formats and what each code means,
+`docs/caveats.md` what a validator can do wrong.
 """
 
 

@@ -6,12 +6,15 @@ what the very functions that validators judge by (`producer_validation.checks`, 
 these inputs. Three things can come out: the inputs give that verdict, they give another, or it
 cannot be told any more (bytes are gone) or by these keys (`weigh`).
 
+What validators attested of a round's sum is multiplied again.
+
 Rounds are looked at one by one as the blocks are replayed: memory grows with the devices of one
 round, time with the bytes of all.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +35,7 @@ from gradledger.chain.contract import (
     Round,
     Rule,
     Task,
+    UploadState,
     VerdictCode,
 )
 from gradledger.chain.keys import PrivateKey
@@ -45,7 +49,7 @@ from gradledger.errors import (
     StoreUnavailableError,
 )
 from gradledger.models import Model
-from gradledger.paillier import PaillierPublicKey
+from gradledger.paillier import PaillierPublicKey, sum_payload
 from gradledger.store import Store
 from gradledger.validation import Draw
 from producer_validation import checks, openings
@@ -166,9 +170,33 @@ class Judged:
         )
 
 
+@dataclass(frozen=True)
+class WrongSum:
+    """A sum that a validator attested, and that is not the product of the accepted uploads.
+
+    Attributes
+    ----------
+    version : int
+    validator : str
+    said, expected : bytes
+        SHA-256 of the sum's payload.
+    """
+
+    version: int
+    validator: str
+    said: bytes
+    expected: bytes
+
+    def __str__(self) -> str:
+        return (
+            f"round {self.version}, {self.validator} on the sum: said {self.said.hex()}, "
+            f"expected {self.expected.hex()}"
+        )
+
+
 @dataclass
 class Tally:
-    """The verdicts of one validator."""
+    """The verdicts of one validator, or the sums of all."""
 
     held: int = 0
     wrong: int = 0
@@ -197,6 +225,10 @@ class VerdictsReport:
     validators : dict of str to Tally
     wrong : list of Judged
         The first `WRONG_MAX` that do not hold.
+    sums : Tally
+        Of what validators attested of the rounds' sums.
+    wrong_sums : list of WrongSum
+        The first `WRONG_MAX`.
     untold, noted : Counter of str
         Why verdicts could not be told; what is to be said of some that hold.
     """
@@ -211,6 +243,8 @@ class VerdictsReport:
     uploads: int = 0
     validators: dict[str, Tally] = field(default_factory=dict)
     wrong: list[Judged] = field(default_factory=list)
+    sums: Tally = field(default_factory=Tally)
+    wrong_sums: list[WrongSum] = field(default_factory=list)
     untold: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
 
@@ -222,8 +256,11 @@ class VerdictsReport:
     def verdict(self) -> str:
         """The result in one line."""
         held, wrong, untold = (self.count(name) for name in ("held", "wrong", "untold"))
-        if wrong:
-            return f"{wrong} of {held + wrong + untold} verdicts do not hold"
+        faults = [f"{wrong} of {held + wrong + untold} verdicts"] if wrong else []
+        if self.sums.wrong:
+            faults.append(f"{self.sums.wrong} of {self.sums.verdicts} sums")
+        if faults:
+            return f"{' and '.join(faults)} do not hold"
         if untold and not held:
             return f"none of {untold} verdicts could be judged"
         rest = f"; {untold} cannot be told" if untold else ""
@@ -254,6 +291,11 @@ class VerdictsReport:
                     "expected": one.expected.name.lower(),
                 }
                 for one in self.wrong
+            ],
+            "sums": vars(self.sums),
+            "sums_not_held": [
+                {**vars(one), "said": one.said.hex(), "expected": one.expected.hex()}
+                for one in self.wrong_sums
             ],
             "cannot_be_told": dict(self.untold),
             "noted": dict(self.noted),
@@ -530,6 +572,8 @@ class _RoundReplay:
         self._model: Model | Exception | None = None
         self._inside: dict[str, _Inside] = {}
         self._is_all_open = True
+        self._sums = dict(book.sums)
+        self._product, self._added = b"", 0
         self._possible = tuple(
             possible_codes(self._task, self._round, is_audit=one) for one in (False, True)
         )
@@ -548,6 +592,32 @@ class _RoundReplay:
                 truth = audited if is_audit else first
                 weight = weigh(code, validator, truth, accepted.get(validator, ()))
                 self._count(case, validator, code, is_audit, weight)
+        self._weigh_sums()
+
+    def _weigh_sums(self) -> None:
+        """Compare what was attested of the sum with the product of the accepted uploads."""
+        tally = self._all._report.sums
+        if self._added == 0 or self._added != sum(_is_in_sum(case) for case in self.cases):
+            tally.untold += len(self._sums)
+            return
+        payload = sum_payload(self._round.version, self._added, self._product)
+        expected = hashlib.sha256(payload).digest()
+        for validator, (said, _) in self._sums.items():
+            if said == expected:
+                tally.held += 1
+                continue
+            tally.wrong += 1
+            if len(self._all._report.wrong_sums) < WRONG_MAX:
+                self._all._report.wrong_sums.append(
+                    WrongSum(self._round.version, validator, said, expected)
+                )
+
+    def _add(self, payload: bytes) -> None:
+        """Multiply an accepted upload's ciphertexts into the sum."""
+        assert self._key is not None
+        both = [self._product, payload] if self._product else [payload]
+        self._product = self._key.add(both, self._codec)
+        self._added += 1
 
     def _count(
         self, case: _Case, validator: str, code: VerdictCode, is_audit: bool, weight: Weight
@@ -657,6 +727,8 @@ class _RoundReplay:
         except MaterialError as error:
             self._is_all_open = False
             return Truth(**told, untold=str(error)), opened.payload
+        if inner is None and self._key is not None and self._sums and _is_in_sum(case):
+            self._add(opened.payload)
         if inner is None:
             self._inside[case.row.account] = _Inside(opened.digest, opened.sketch)
         return Truth(**told, is_told=True, inner=inner), opened.payload
@@ -820,6 +892,11 @@ def _spoken(upload: Upload) -> Iterable[tuple[str, VerdictCode, bool]]:
     yield from ((who, VerdictCode(code), False) for who, code in upload.earlier.items())
     is_audit = any(upload.opening)
     yield from ((who, VerdictCode(code), is_audit) for who, code in upload.verdicts.items())
+
+
+def _is_in_sum(case: _Case) -> bool:
+    """Whether validators accepted an upload; one that was paid for silence is in no sum."""
+    return case.upload.state is UploadState.PAID and case.upload.reason is VerdictCode.ACCEPT
 
 
 def _lacking(blob: bytes | StoreError | None, possible: frozenset[VerdictCode]) -> Truth | None:

@@ -23,10 +23,10 @@ examples:
   gradledger audit verdicts digits --key val1.json --version 3 --json
 
 Without a key: that the upload is there, its hash, form, header, key and length. With the key file
-of a validator of the task: ciphertexts, copies and openings, in sealed mode updates and what is
-measured of them; the key of a sealed task's owner opens updates, but no validation sets. Keys stay
-in this process. --key can be given several times: a validator's own key tells whether an upload was
-sealed to it as it should be.
+of a validator of the task: ciphertexts, copies, openings and sums, in sealed mode updates and what
+is measured of them; the key of a sealed task's owner opens updates, but no validation sets. Keys
+stay in this process. --key can be given several times: a validator's own key tells whether an
+upload was sealed to it as it should be.
 
 A verdict that cannot be told any more is counted and is held against nobody.
 
@@ -84,7 +84,7 @@ def _verdicts(args: argparse.Namespace) -> int:
         print(json.dumps(report.to_dict(), indent=2))
     else:
         _show(report)
-    if report.count("wrong"):
+    if report.count("wrong") or report.sums.wrong:
         return NOT_HELD
     return NOT_JUDGED if report.count("untold") and not report.count("held") else HELD
 
@@ -99,12 +99,19 @@ def _show(report: VerdictsReport) -> None:
         print(
             f"  {name:<13}{tally.verdicts:>10}{tally.held:>10}{tally.wrong:>10}{tally.untold:>16}"
         )
+    if report.sums.verdicts:
+        sums = report.sums
+        print(
+            f"  {'(sums)':<13}{sums.verdicts:>10}{sums.held:>10}{sums.wrong:>10}{sums.untold:>16}"
+        )
     for reason, count in report.untold.most_common():
         print(f"  not told    {count}: {reason}")
     for reason, count in report.noted.most_common():
         print(f"  held, but   {count}: {reason}")
     for one in report.wrong[:WRONG_SHOWN_MAX]:
         print(f"  not held    {one}")
+    for wrong in report.wrong_sums[:WRONG_SHOWN_MAX]:
+        print(f"  not held    {wrong}")
     if report.count("wrong") > WRONG_SHOWN_MAX:
         print(f"  not held    {report.count('wrong') - WRONG_SHOWN_MAX} more")
     print(report.verdict)

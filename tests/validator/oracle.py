@@ -276,6 +276,12 @@ class Oracle:
         cid = self.store.put(blob)
         self.push(self.contract.openupload(self.task, device, now.version, cid), device)
 
+    def finality(self) -> None:
+        """Wait until all that happened so far is irreversible."""
+        client = self.contract.client
+        head = client.get_info().head_block
+        client.wait_until(lambda: client.get_info().irreversible_block > head, timeout_sec=20)
+
     # ---- validators -------------------------------------------------------------------------
 
     def validator(self, number: int, cls: type[Validator] = Validator, **options: Any) -> Validator:

@@ -16,6 +16,7 @@ from gradledger.chain.contract import Round, RoundState, UploadState, VerdictCod
 from gradledger.errors import NotAllowedError, RoundClosedError
 from gradledger.localnet.network import Network
 from producer_validation import validator as validator_module
+from producer_validation.replay import replay_verdicts
 
 MakeOracle = Callable[..., Oracle]
 PAID = (UploadState.PAID, VerdictCode.ACCEPT)
@@ -91,6 +92,14 @@ def test_an_audit_pays_the_honest_and_bars_who_is_caught(
     with pytest.raises(NotAllowedError, match="barred"):
         stage.upload(forger)
     stage.upload(good[0])
+    stage.finality()
+    judge = stage.judges[0]
+    report = replay_verdicts(
+        stage.contract.client, stage.task, store=stage.store, keys=[(judge, stage.keys[judge])]
+    )
+    assert not report.count("wrong") and not report.count("untold")
+    assert report.count("held") >= 3 * (7 + 5) and report.sums.held >= 3
+    assert "all hold" in report.verdict
 
 
 def pid_of(network: Network, name: str) -> int:

@@ -41,6 +41,7 @@ from gradledger.errors import (
 from gradledger.localnet.network import Network
 from gradledger.store import Store
 from producer_validation.checks import update_bytes_max
+from producer_validation.replay import replay_verdicts
 from producer_validation.validator import StepReport, Validator
 
 PAID = (UploadState.PAID, VerdictCode.ACCEPT)
@@ -115,6 +116,18 @@ def test_a_round_in_paillier_mode_with_one_byzantine_validator(
     assert "header field version: expected 1, got 7" in lines
     assert f"event=outvoted validator={honest[1].account}" in lines
     assert f"sender={everybody[0].account} expected={now.sum_hash.hex()}" in lines
+    # given again later, its verdicts and its sum do not hold, and nobody else's
+    stage.finality()
+    judge = honest[1].account
+    report = replay_verdicts(
+        stage.contract.client, stage.task, store=stage.store, keys=[(judge, stage.keys[judge])]
+    )
+    assert (report.count("wrong"), report.count("untold"), report.sums.wrong) == (6, 0, 1)
+    assert report.verdict.endswith(f" and 1 of {report.sums.verdicts} sums do not hold")
+    assert {one.validator for one in report.wrong} == {everybody[0].account}
+    (wrong,) = report.wrong_sums
+    assert (wrong.validator, wrong.said) == (everybody[0].account, b"\7" * 32)
+    assert wrong.expected == now.sum_hash
 
 
 def test_a_round_in_sealed_mode(oracle: MakeOracle) -> None:

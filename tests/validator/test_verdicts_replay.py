@@ -63,13 +63,6 @@ def named(report: VerdictsReport) -> dict[tuple[str, bool], tuple[Code, Code]]:
     return {(one.device, one.is_audit): (one.code, one.expected) for one in report.wrong}
 
 
-def irreversible(stage: Oracle) -> None:
-    """Wait until all that happened so far is irreversible."""
-    client = stage.contract.client
-    head = client.get_info().head_block
-    client.wait_until(lambda: client.get_info().irreversible_block > head, timeout_sec=20)
-
-
 def said_of(stage: Oracle, device: str) -> bytes:
     """Return the verdicts on a device's upload."""
     return stage.member(device).verdicts.replace(b"\0", b"")
@@ -123,7 +116,7 @@ def sealed_round(oracle: MakeOracle) -> Told:
     told.judge(devices["copier"], {told.liar: A})
     told.judge(devices["plain"], {told.liar: Code.MALFORMED})
     told.judge(devices["slow"], {told.liar: Code.UNAVAILABLE})
-    irreversible(stage)
+    stage.finality()
     return told
 
 
@@ -278,7 +271,7 @@ def audited_round(oracle: MakeOracle) -> Told:
         lie = told.audit_lies.get(device, (Code.OPENING_MISMATCH, code))[0]
         codes = {**dict.fromkeys(judges[:3], code), told.liar: lie}
         told.judge(device, codes, is_audit=True)
-    irreversible(stage)
+    stage.finality()
     return told
 
 

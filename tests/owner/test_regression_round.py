@@ -14,8 +14,10 @@ from device_sdk import Device, Paid, Refused
 from device_sdk.training_sklearn import sklearn_fit
 from gradledger.chain.contract import VerdictCode
 from gradledger.errors import ConfigError, RuleNotMetError
+from gradledger.store import Store
 from gradledger.target import Target
 from owner.run import run
+from producer_validation.replay import replay_verdicts
 
 TARGET = Target((-0.5, 0.5), scale=2.0, tolerance=0.4, unit="m")
 EXAMPLES = 150
@@ -103,3 +105,8 @@ def test_a_regression_pays_sound_data_and_no_other(make_training: Any, tmp_path:
     assert report.r2 is not None and report.r2 > 0.8
     assert report.mean_absolute_error is not None and report.mean_absolute_error < 0.4
     assert report.within_tolerance is not None and report.within_tolerance > 0.6
+    judge = training.validators[0]
+    verdicts = replay_verdicts(
+        judge.chain, training.plan.task, store=Store(store), keys=[(judge.account, judge._key)]
+    )
+    assert verdicts.verdict == "3 verdicts, all hold"

@@ -37,8 +37,8 @@ UPLOADS = {
     *("5 to 2, reason 1", "5 to 3, reason 16", "5 to 3, reason 21", "5 to 3, reason 22"),
 }
 CODES = {
-    *("barred", "lots_missing", "already_committed", "not_drawing", "not_auditing", "not_opened"),
-    *("not_revealed", "deadline_passed", "deadline_not_passed"),
+    *("barred", "lots_missing", "not_drawing"),
+    *("deadline_passed", "deadline_not_passed"),
 }
 RULES_PER_HISTORY, HISTORIES_PER_SEED = 100, 8
 

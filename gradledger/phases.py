@@ -109,11 +109,12 @@ def is_overdue(found: Round, time_now: int) -> bool:
 def push_on(
     contract: FedLearning,
     task: str,
-    version: int,
+    found: Round,
+    time_now: int,
     actor: str,
     send: Callable[[Action], object],
 ) -> bool:
-    """Push a round on by one transaction; around devices that cannot be paid, by as few as need be.
+    """Push a closed round on, around devices that cannot be paid.
 
     A payment runs the device's own account's code. If that refuses the money, the transaction of
     all members with it is refused as well. So a portion that fails is halved, down to the one
@@ -123,7 +124,10 @@ def push_on(
     ----------
     contract : FedLearning
     task : str
-    version : int
+    found : Round
+        For which `is_overdue` holds.
+    time_now : int
+        The chain's time.
     actor : str
         Who signs.
     send : callable
@@ -132,7 +136,8 @@ def push_on(
     Returns
     -------
     bool
-        Whether any transaction went through.
+        Whether a transaction went through; False: there is nothing to push now, but for who cannot
+        be paid.
 
     Raises
     ------
@@ -141,34 +146,53 @@ def push_on(
     NodeError
         No node answers.
     """
+    version = found.version
+    if found.state is RoundState.AUDITING and not _left(contract.members(task), found, time_now):
+        return False
     try:
         send(contract.push(task, actor, version, MEMBERS_PER_PUSH))
         return True
     except _MOVED_ON:
         raise
     except (ContractError, NodeAnswerError):
-        names = [row.account for row in contract.members(task)]
-    names.sort(key=name_to_int)
-    portions = [names[at : at + MEMBERS_PER_PUSH] for at in range(0, len(names), MEMBERS_PER_PUSH)]
-    return sum(_push_portion(contract, task, version, actor, send, one) for one in portions) > 0
+        if found.state is RoundState.SUMMING:
+            raise
+    rows = sorted(contract.members(task), key=lambda row: name_to_int(row.account))
+
+    def push(places: Sequence[int]) -> bool:
+        first, last = places[0], places[-1]
+        if last - first < MEMBERS_PER_PUSH:
+            limit, start = last - first + 1, rows[first].account
+            try:
+                send(contract.push(task, actor, version, limit, start=start))
+                return True
+            except _MOVED_ON:
+                raise
+            except (ContractError, NodeAnswerError):
+                if len(places) == 1:
+                    return False
+        half = len(places) // 2
+        return push(places[:half]) + push(places[half:]) > 0
+
+    places = _left(rows, found, time_now)
+    return bool(places) and push(places)
 
 
-def _push_portion(
-    contract: FedLearning,
-    task: str,
-    version: int,
-    actor: str,
-    send: Callable[[Action], object],
-    names: Sequence[str],
-) -> bool:
-    try:
-        send(contract.push(task, actor, version, len(names), start=names[0]))
-        return True
-    except _MOVED_ON:
-        raise
-    except (ContractError, NodeAnswerError):
-        if len(names) == 1:
-            return False
-    half = len(names) // 2
-    parts = (names[:half], names[half:])
-    return sum(_push_portion(contract, task, version, actor, send, part) for part in parts) > 0
+def _left(rows: Sequence[Member], found: Round, time_now: int) -> list[int]:
+    """Return the places of the members whose uploads `push` would move on now."""
+    waiting = {
+        RoundState.VERIFYING: UploadState.PENDING,
+        RoundState.DRAWING: UploadState.ACCEPTED,
+        RoundState.AUDITING: UploadState.DRAWN,
+    }[found.state]
+    # what was opened has time of its own for verdicts
+    is_patient = found.state is RoundState.AUDITING and time_now < (
+        found.audit_deadline + found.audit_sec
+    )
+    return [
+        place
+        for place, row in enumerate(rows)
+        if row.upload_version == found.version
+        and row.upload_state is waiting
+        and not (is_patient and row.opening_cid)
+    ]

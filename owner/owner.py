@@ -88,7 +88,7 @@ SETS_PER_TRANSACTION = 50
 MEMBERS_PER_CALL = 100  # that one `settle` visits
 CALLS_MAX = 1_000  # of `settle` for one round: more members than a task can have
 POLL_SEC = 0.1
-STUCK_SEC = 2.0  # between two tries to pay those who cannot be paid
+STUCK_SEC = 1.0  # where only those are left to push who cannot be paid, or wait for verdicts
 IRREVERSIBLE_SEC = 90.0
 RESEND_SEC = 6.0
 EXPIRATION_SEC = 30
@@ -694,8 +694,9 @@ class Owner:
             timeout_sec = phases_sec + found.sum_sec + IRREVERSIBLE_SEC
         until = time.monotonic() + timeout_sec
         while found.state in states:
-            if found.state is not RoundState.OPEN and is_overdue(found, self.chain_time()):
-                self._push_on(version)
+            now = self.chain_time()
+            if found.state is not RoundState.OPEN and is_overdue(found, now):
+                self._push_on(found, now)
             elif time.monotonic() > until:
                 raise WaitTimeoutError(
                     f"round {version}: no end of the wait for {what} within {timeout_sec:g} s; "
@@ -707,12 +708,12 @@ class Owner:
             found = self.round(version)
         return found
 
-    def _push_on(self, version: int) -> None:
+    def _push_on(self, found: Round, now: int) -> None:
         def send(step: Action) -> None:
             self._push([step])
 
         try:
-            if not push_on(self.contract, self.task, version, self.account, send):
+            if not push_on(self.contract, self.task, found, now, self.account, send):
                 time.sleep(STUCK_SEC)
         except RoundClosedError:
             time.sleep(POLL_SEC)  # somebody else pushed, or the last verdict came

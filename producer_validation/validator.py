@@ -171,6 +171,7 @@ class _RoundWork:
     opening_id: str | None = None  # of the irreversible block that opened the round
     sum: tuple[bytes, str] | None = None  # hash and CID
     final_block: int = 0  # once it is irreversible, so is it that uploads are over; 0: not seen yet
+    push_pause: _Pause = field(default_factory=_Pause)  # there was nothing to push
     drawable_at: int = 0  # when the last lot was seen to be revealed, by the chain's time
     read_again_at: float = 0.0  # monotonic: when the members are worth reading again
 
@@ -518,10 +519,14 @@ class Validator:
                 self._push(make.closeround(task.id, actor, version))
             elif state is RoundState.SUMMED:
                 self._push(make.settle(task.id, actor, version, SETTLE_LIMIT))
-            elif not push_on(make, task.id, version, actor, self._push):
+            elif time.monotonic() < work.push_pause.until:
+                return
+            elif not push_on(make, task.id, round_, time_now, actor, self._push):
+                work.push_pause.grow(time.monotonic())
                 return
         except (RoundClosedError, StaleVersionError, AlreadyDoneError):
             return  # somebody else pushed
+        work.push_pause = _Pause()
         report.pushed += 1
         self._metrics.pushed.inc()
         self._say(logging.INFO, "pushed", task=task.id, version=version, state=state.name.lower())

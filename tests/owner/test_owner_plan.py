@@ -11,6 +11,7 @@ import pytest
 from gradledger.errors import ConfigError, GradledgerError
 from gradledger.models import dump_validation_set
 from owner.plan import Plan, load_data, load_plan, scaled, slot_bits_for
+from owner.run import round_terms
 
 FIELDS = {
     "task": "digits",
@@ -54,12 +55,28 @@ def test_defaults_follow_from_the_rest():
         ({"tau": float("nan")}, "tau: expected a number"),
         ({"devices_max": 65_536}, "devices_max: expected 1..65535"),
         ({"seed": 2**64}, "seed: expected"),
+        ({"lot": 1.5}, "lot: expected a share from 0 to 1, got 1.5"),
+        ({"lot": -0.5}, "lot: expected a number"),
+        ({"lot": 0.5, "mode": "sealed"}, "lot: expected 0 in sealed mode"),
+        ({"bar_rounds": 10_001}, "bar_rounds: expected 0..10000, got 10001"),
+        ({"reveal_sec": -1}, "reveal_sec: expected 0..2592000, got -1"),
+        ({"audit_sec": 0}, "audit_sec: expected 1..2592000, got 0"),
+        ({"norm_max": -1.0}, "norm_max: expected a number"),
         ({"colour": "red"}, "unknown field colour"),
     ],
 )
 def test_refused_plans(changes, message):
     with pytest.raises(GradledgerError, match=message):
         Plan.from_dict({**FIELDS, **changes})
+
+
+def test_what_audits_are_sent_to_the_chain():
+    plain = Plan.from_dict(FIELDS)
+    terms = round_terms(plan=plain, version=1, cid="c", digest=bytes(32))
+    assert (terms.reveal_sec, terms.audit_sec, terms.norm_max_e6) == (0, 0, 0)
+    changes = {"lot": 0.25, "reveal_sec": 5, "audit_sec": 7, "norm_max": 1.5}
+    terms = round_terms(Plan.from_dict({**FIELDS, **changes}), 1, "c", bytes(32))
+    assert (terms.reveal_sec, terms.audit_sec, terms.norm_max_e6) == (5, 7, 1_500_000)
 
 
 PRIVACY = {"epsilon": 8, "delta": 1e-5, "clip_norm": 1}

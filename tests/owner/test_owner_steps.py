@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 from played import ARCHITECTURE, Training, points
 
-from gradledger import envelope
+from gradledger import envelope, phases
 from gradledger.chain.contract import RoundState
 from gradledger.errors import (
     BudgetShortError,
@@ -210,6 +210,7 @@ def test_a_round_without_uploads_ends_by_its_deadline(make_training):
 def test_silent_validators_do_not_stop_a_round(make_training, monkeypatch):
     """No verdict within the deadline: `push` refunds, as the task says; in small portions here."""
     monkeypatch.setattr(owner_module, "MEMBERS_PER_CALL", 1)
+    monkeypatch.setattr(phases, "MEMBERS_PER_PUSH", 1)
     training = make_training(rounds=1)
     owner = set_up(training)
     owner.deposit("2.0000 TOK", wait=False)

@@ -483,14 +483,6 @@ class _Case:
     spoken: list[tuple[str, VerdictCode, bool]]
 
 
-@dataclass(frozen=True)
-class _Inside:
-    """What telling copies needs of an upload."""
-
-    digest: bytes
-    sketch: bytes
-
-
 class _Replay:
     """The verdicts of one task, round after round."""
 
@@ -570,7 +562,8 @@ class _RoundReplay:
         if self._card is not None:
             self._payload_bytes = checks.update_payload_bytes(self._codec, self._key)
         self._model: Model | Exception | None = None
-        self._inside: dict[str, _Inside] = {}
+        self._inside: dict[str, Known] = {}
+        self._digests: Counter[bytes] = Counter()
         self._is_all_open = True
         self._sums = dict(book.sums)
         self._product, self._added = b"", 0
@@ -580,14 +573,14 @@ class _RoundReplay:
 
     def judge(self) -> None:
         """Find out what was to be said of each upload, then compare."""
-        truths = list(self._truths())
+        truths, known = list(self._truths()), list(self._inside.values())
         accepted: dict[str, set[str]] = {}
         for case in self.cases:
             for validator, code, is_audit in case.spoken:
                 if code is VerdictCode.ACCEPT and not is_audit:
                     accepted.setdefault(validator, set()).add(case.row.account)
         for case, (first, audited) in zip(self.cases, truths, strict=True):
-            first = self._with_copies(case, first)
+            first = self._with_copies(case, first, known)
             for validator, code, is_audit in case.spoken:
                 truth = audited if is_audit else first
                 weight = weigh(code, validator, truth, accepted.get(validator, ()))
@@ -730,7 +723,10 @@ class _RoundReplay:
         if inner is None and self._key is not None and self._sums and _is_in_sum(case):
             self._add(opened.payload)
         if inner is None:
-            self._inside[case.row.account] = _Inside(opened.digest, opened.sketch)
+            # as if it had been accepted before all others: any of them is a copy of it
+            account = case.row.account
+            self._inside[account] = Known(account, opened.digest, True, opened.sketch)
+            self._digests[opened.digest] += 1
         return Truth(**told, is_told=True, inner=inner), opened.payload
 
     def _audited(
@@ -792,27 +788,21 @@ class _RoundReplay:
             return codes
         return checks.check_update(codes, self._codec, self._measure(case, blobs))
 
-    def _with_copies(self, case: _Case, truth: Truth) -> Truth:
+    def _with_copies(self, case: _Case, truth: Truth, known: Sequence[Known]) -> Truth:
         """Add whose updates are the same, now that all are known."""
-        mine = self._inside.get(case.row.account)
+        mine, copies = self._inside.get(case.row.account), []
         if mine is None:
             return truth
-        account = case.row.account
-        # as if all others had been accepted before: any of them would be a reason
-        others = [
-            Known(other, one.digest, True, one.sketch)
-            for other, one in self._inside.items()
-            if other != account
-        ]
-        copies: list[str] = []
-        if checks.find_duplicate(account, mine.digest, others, mine.sketch) is not None:
-            copies = [
-                one.account
-                for one in others
-                if checks.find_duplicate(account, mine.digest, [one], mine.sketch) is not None
-            ]
+        if (mine.sketch or self._digests[mine.digest] > 1) and self._copies_of(mine, known):
+            copies = [one.account for one in known if self._copies_of(mine, [one])]
         found = tuple(copies) if copies or self._is_all_open else None
         return replace(truth, copies=found)
+
+    @staticmethod
+    def _copies_of(mine: Known, others: Sequence[Known]) -> bool:
+        """Whether an upload has the update of one of the others."""
+        found = checks.find_duplicate(mine.account, mine.digest, others, mine.sketch)
+        return found is not None
 
     # ---- what the owner published -----------------------------------------------------------
 

@@ -64,6 +64,7 @@ class Oracle:
     judges: list[str]
     silence: Silence = Silence.REFUND
     lot_e6: int = 0
+    architecture: dict[str, Any] = field(default_factory=lambda: ARCHITECTURE)
     codes: dict[str, npt.NDArray[np.uint16]] = field(default_factory=dict)
     seeds: dict[str, bytes] = field(default_factory=dict)
     cids: dict[str, str] = field(default_factory=dict)
@@ -87,7 +88,7 @@ class Oracle:
             owner=self.owner,
             description="",
             classes=("zero", "one"),
-            architecture=ARCHITECTURE,
+            architecture=self.architecture,
             owner_enc_key=self.enc_key(self.owner),
             paillier_n=self.public.n if self.public else None,
         ).to_bytes()
@@ -132,7 +133,7 @@ class Oracle:
             parameters=PARAMETERS,
         )
         readers = {name: self.enc_key(name) for name in (*self.devices, *self.judges)}
-        model = envelope.seal(header, Model(ARCHITECTURE, np.zeros(6)).to_bytes(), readers)
+        model = envelope.seal(header, Model(self.architecture, np.zeros(6)).to_bytes(), readers)
         header = replace(header, kind=Kind.VALIDATION_SET, parameters=0)
         for device in self.devices:
             blob = envelope.seal(header, dump_validation_set(POINTS_X, POINTS_Y), readers)

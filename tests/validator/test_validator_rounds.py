@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import multiprocessing
 import os
@@ -39,6 +40,7 @@ from gradledger.errors import (
     StoreUnavailableError,
 )
 from gradledger.localnet.network import Network
+from gradledger.onnx_models import mlp_graph
 from gradledger.store import Store
 from producer_validation.checks import update_bytes_max
 from producer_validation.replay import replay_verdicts
@@ -156,6 +158,20 @@ def test_a_round_in_sealed_mode(oracle: MakeOracle) -> None:
     stage.close()
     assert stage.round().state is RoundState.SUMMED  # no sum in sealed mode
     stage.check_money([first, last])
+
+
+def test_validators_run_a_model_that_the_card_brings(oracle: MakeOracle) -> None:
+    graph = base64.b64encode(mlp_graph([2, 2])).decode()
+    architecture = {"kind": "onnx", "graph": graph, "arrays": [["w0", [2, 2]], ["b0", [2]]]}
+    stage = oracle(Mode.SEALED, devices=2, architecture=architecture)
+    validators = stage.validators()
+    stage.open()
+    sound, forger = stage.devices
+    stage.upload(sound)
+    stage.upload(forger, -UPDATE)
+    step_until(validators, decided(stage, stage.devices))
+    assert stage.verdict(sound) == PAID
+    assert stage.verdict(forger) == refused(VerdictCode.COPIED_SERIES)
 
 
 def test_of_two_pending_copies_the_smaller_account_is_paid(oracle: MakeOracle) -> None:

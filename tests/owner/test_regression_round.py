@@ -45,12 +45,13 @@ def test_a_regression_pays_sound_data_and_no_other(make_training: Any, tmp_path:
         target=TARGET.to_dict(),
         initial="glorot",
         rule="both",
-        tau=0.2,
+        tau=0.28,
         epochs=5,
         batch_size=8,
         rate=0.05,
         measures=6,
-        points_per_class=8,
+        points_per_class=20,
+        open_sec=120,
     )
     phones, training.phones = training.phones, []
     store = training.make_owner().store.address
@@ -69,14 +70,14 @@ def test_a_regression_pays_sound_data_and_no_other(make_training: Any, tmp_path:
         with pytest.raises(ConfigError, match=r"strata of task .*, got 3"):
             device.join([3])
         device.join(terms.target.strata_of(y))
-        with device.round(wait_sec=60) as current:
+        with device.round(wait_sec=120) as current:
             check_x, check_y = current.validation
-            assert check_y.dtype == np.float32 and len(check_x) == 8 * len(strata)
+            assert check_y.dtype == np.float32 and len(check_x) == 20 * len(strata)
             assert TARGET.strata_of(check_y) == list(strata)
             if is_sound:
                 update = current.train(sklearn_fit(x, y, current.recipe), examples=EXAMPLES)
                 assert update.errors[0] == current.model.error_micro(*current.validation)
-                return current.upload(update).wait(60)
+                return current.upload(update).wait(120)
             shuffled = np.random.default_rng(1).permutation(y)
             fit = sklearn_fit(x, shuffled, current.recipe)
             update = current.train(fit, examples=EXAMPLES)
@@ -84,7 +85,7 @@ def test_a_regression_pays_sound_data_and_no_other(make_training: Any, tmp_path:
                 current.upload(update)
             update = current.train(fit, examples=EXAMPLES)
             update.errors = (900_000, 50_000)  # and the validators measure them again
-            return current.upload(update).wait(60)
+            return current.upload(update).wait(120)
 
     lives = (((0, 1, 2), True), ((0, 2), True), ((0, 1, 2), False))
     with training.played(), ThreadPoolExecutor(3) as pool:
@@ -96,7 +97,7 @@ def test_a_regression_pays_sound_data_and_no_other(make_training: Any, tmp_path:
             validation=heights(100, 300),
             test=heights(200, 300),
         )
-        *paid, refused = [part.result(timeout=60) for part in parts]
+        *paid, refused = [part.result(timeout=120) for part in parts]
     assert all(isinstance(outcome, Paid) for outcome in paid)
     assert isinstance(refused, Refused) and refused.reason is VerdictCode.ERROR_MISMATCH
     assert (report.accepted, report.refused, report.updates) == (2, 1, 2)

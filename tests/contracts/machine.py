@@ -838,6 +838,18 @@ class ContractMachine(RuleBasedStateMachine):
         """Return the uploads that are in this state."""
         return [one for one in task.of_role(DEVICE) if one.upload_state == state]
 
+    def undecided(self, task: Task) -> list[str]:
+        """Return the devices whose uploads wait for something."""
+        states = (PENDING, ACCEPTED, DRAWN)
+        return [one.account for one in task.of_role(DEVICE) if one.upload_state in states]
+
+    def is_late(self, task: Task, mood: Mood) -> bool:
+        """Return whether to wait for the last deadline; who cannot be paid leaves no choice."""
+        return mood.late or self.undecided(task) == [self.arena.hostile]
+
+    def push_limit(self, task: Task) -> int:
+        return 1 if self.arena.hostile in self.undecided(task) else 2
+
     def hides(self, device: str, mood: Mood) -> bool:
         return mood.hiding and self.arena.devices.index(device) % 2 == 0
 
@@ -899,11 +911,12 @@ class ContractMachine(RuleBasedStateMachine):
             return
         if mood.patient:
             waits_for_verdicts = untold and not is_over and mood.codes
-            due = newest.verdicts_end if mood.late else newest.verdict_deadline
+            late = self.is_late(task, mood)
+            due = newest.verdicts_end if late else newest.verdict_deadline
             self.wait_for((newest.reveal_deadline if waits_for_verdicts else due) + CLEAR_SEC)
             if waits_for_verdicts:
                 return
-        self.do("push", self.arena.stranger, limit=2, **by_version)
+        self.do("push", self.arena.stranger, limit=self.push_limit(task), **by_version)
 
     def draw_or_push(self, task: Task, newest: Round, mood: Mood) -> None:
         by_version = {"task": task.id, "version": task.version}
@@ -914,9 +927,13 @@ class ContractMachine(RuleBasedStateMachine):
             if newest.lots[place] == hidden and not (mood.withholding and place == 0):
                 self.do("reveallot", validator, validator=validator, value=value, **by_version)
                 return
-        if mood.patient and len(newest.values()) < newest.committed():
-            self.wait_for(newest.audit_deadline + mood.late * newest.audit_sec + CLEAR_SEC)
-        self.do("push", self.arena.stranger, limit=2, **by_version)
+        late = self.is_late(task, mood)
+        is_stuck = len(newest.values()) < newest.committed() or self.undecided(task) == [
+            self.arena.hostile
+        ]
+        if mood.patient and is_stuck:
+            self.wait_for(newest.audit_deadline + late * newest.audit_sec + CLEAR_SEC)
+        self.do("push", self.arena.stranger, limit=self.push_limit(task), **by_version)
 
     def answer_or_push(self, task: Task, newest: Round, mood: Mood) -> None:
         by_version = {"task": task.id, "version": task.version}
@@ -932,9 +949,9 @@ class ContractMachine(RuleBasedStateMachine):
         if self.judge_next(task, newest, opened, mood.audit_codes, "attestaudit"):
             return
         if mood.patient:
-            more = 0 if closed and not is_over else (1 + mood.late) * newest.audit_sec
-            self.wait_for(newest.audit_deadline + more + CLEAR_SEC)
-        self.do("push", self.arena.stranger, limit=2, **by_version)
+            waits = 0 if closed and not is_over else 1 + self.is_late(task, mood)
+            self.wait_for(newest.audit_deadline + waits * newest.audit_sec + CLEAR_SEC)
+        self.do("push", self.arena.stranger, limit=self.push_limit(task), **by_version)
 
     def judge_next(
         self,

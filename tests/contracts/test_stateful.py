@@ -34,13 +34,13 @@ STATES = {
 UPLOADS = {
     *("1 to 2, reason 1", "1 to 3, reason 17", "1 to 3, reason 20", "1 to 4, reason 0"),
     *("4 to 2, reason 1", "4 to 3, reason 21", "4 to 5, reason 0"),
-    *("5 to 2, reason 1", "5 to 3, reason 16", "5 to 3, reason 21", "5 to 3, reason 22"),
+    *("5 to 2, reason 1", "5 to 3, reason 16", "5 to 3, reason 22"),
 }
 CODES = {
     *("barred", "lots_missing", "not_drawing"),
     *("deadline_passed", "deadline_not_passed"),
 }
-RULES_PER_HISTORY, HISTORIES_PER_SEED = 100, 8
+RULES_PER_HISTORY, HISTORIES_PER_SEED = 100, 12
 
 
 @pytest.fixture

@@ -45,7 +45,8 @@ def test_an_open_round(bought: Bought) -> None:
     assert document["devices"] == {"admitted": 1, "joined": 1}
     assert seen.joined(Role.VALIDATOR) == 4
     assert seen.round is not None and seen.deadline == seen.round.deadline
-    assert 0 < seen.left_sec <= 60 or time.time() > seen.deadline
+    # the head may be a block behind the one that opened the round
+    assert 0 < seen.left_sec <= 61 or time.time() > seen.deadline
 
 
 def test_a_settled_task(played: Played) -> None:

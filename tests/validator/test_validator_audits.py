@@ -15,6 +15,7 @@ from oracle import Oracle, reached, step, step_until
 from gradledger.chain.contract import Round, RoundState, UploadState, VerdictCode
 from gradledger.errors import NotAllowedError, RoundClosedError
 from gradledger.localnet.network import Network
+from gradledger.watch import read_snapshot
 from producer_validation import validator as validator_module
 from producer_validation.replay import replay_verdicts
 
@@ -45,7 +46,7 @@ def test_an_audit_pays_the_honest_and_bars_who_is_caught(
     stage = oracle(devices=7, lot_e6=ALL_E6)
     validators = stage.validators()
     *good, forger, other, silent, shy = stage.devices
-    stage.open(reveal_sec=4, audit_sec=4)
+    stage.open(reveal_sec=5, audit_sec=6)
     with pytest.raises(RoundClosedError, match="lots_missing"):
         stage.upload(good[0])
     with caplog.at_level(logging.INFO, "gradledger.validator"):
@@ -70,12 +71,18 @@ def test_an_audit_pays_the_honest_and_bars_who_is_caught(
         for device in (*good, forger):
             stage.open_upload(device)
         stage.open_upload(other, UPDATE)
+        seen = read_snapshot(stage.contract, stage.task)
+        assert (seen.to_dict()["state"], seen.to_dict()["drawn"]) == ("auditing", 6)
+        assert seen.to_dict()["unopened"] == 1 and seen.left_sec <= 7
+        assert "6 uploads under audit, 1 of them not opened yet" in seen.line()
         validators = restarted(stage)
         step_until(validators, reached(stage, RoundState.SUMMED))
     assert [stage.verdict(one) for one in good] == [PAID] * 3
     assert stage.verdict(forger) == refused(VerdictCode.ERROR_MISMATCH)
     assert stage.verdict(other) == refused(VerdictCode.OPENING_MISMATCH)
     assert stage.verdict(silent) == refused(VerdictCode.UNANSWERED)
+    seen = read_snapshot(stage.contract, stage.task)
+    assert seen.to_dict()["barred"] == sorted((forger, other, silent))
     barred = {one: stage.member(one).barred_until for one in stage.devices}
     assert barred == {one: 3 if one in (forger, other, silent) else 0 for one in stage.devices}
     stage.check_sum(good)

@@ -120,7 +120,7 @@ check-kernels: ## check the C of Paillier by a program of its own (CC=..., FLAGS
 	@$(RUN) build/selftest tests/vectors/paillier_kernels.txt
 
 bench: setup ## measure; the benches say what they measured
-	@set -e; for one in contract chain fleet paillier device demo privacy summing lots; do \
+	@set -e; for one in contract chain fleet paillier device demo privacy summing lots regression; do \
 	  echo "bench.$$one"; $(BIN)/python -m bench.$$one --out bench/results/$$one.json; done
 
 bench-csves: setup ## the paper's tables and figures on MNIST (DATA=DIR)

@@ -92,6 +92,8 @@ SET_BYTES_MAX = 2**26
 
 log = logging.getLogger("gradledger.validator")
 
+_Key = tuple[bytes, str, str]
+
 
 @dataclass
 class StepReport:
@@ -163,8 +165,8 @@ class _RoundWork:
     """What is kept while a round lasts; at most one entry for each device."""
 
     version: int
-    results: dict[bytes, _Result] = field(default_factory=dict)  # by upload hash
-    audits: dict[bytes, _Result] = field(default_factory=dict)  # by upload hash
+    results: dict[_Key, _Result] = field(default_factory=dict)
+    audits: dict[_Key, _Result] = field(default_factory=dict)
     pauses: dict[bytes, _Pause] = field(default_factory=dict)  # by upload hash
     logged: set[tuple[str, str]] = field(default_factory=set)
     model: Model | None = None
@@ -605,9 +607,9 @@ class _Pass:
                 break
             fresh = self._examine(window, report)
             for row in window:
-                if row.upload_hash in self._results:
+                if _key(row) in self._results:
                     refusal = self._refusal(row)
-                    if row.upload_hash in fresh:
+                    if _key(row) in fresh:
                         self._say_verdict(row, refusal, report)
                     code = refusal.code if refusal else VerdictCode.ACCEPT
                     said.append((row, Verdict(hash=row.upload_hash, code=code)))
@@ -637,13 +639,13 @@ class _Pass:
 
     def _examine(
         self, window: Sequence[Member], report: StepReport, *, is_decided: bool = False
-    ) -> set[bytes]:
-        """Fetch and check the uploads that were not yet; return the hashes that have a result now.
+    ) -> set[_Key]:
+        """Fetch and check the uploads that were not yet; return the keys that have a result now.
 
         Each is on its own: what one upload makes go wrong stops no other. Of an upload that the
         chain has accepted already (`is_decided`) only the payload's digest is wanted.
         """
-        rows = [row for row in window if row.upload_hash not in self._results]
+        rows = [row for row in window if _key(row) not in self._results]
         self._fetch([one for row in rows for one in self._blobs(row, is_decided)], FETCH_WAIT_SEC)
         flying: list[tuple[Member, Opened]] = []
         jobs: list[Job[Refusal | None]] = []
@@ -651,7 +653,7 @@ class _Pass:
             try:
                 begun = self._begin(row, is_decided)
                 if isinstance(begun, _Result):
-                    self._results[row.upload_hash] = begun
+                    self._results[_key(row)] = begun
                 elif begun is not None:
                     opened, job = begun
                     jobs.append(job)
@@ -663,8 +665,8 @@ class _Pass:
             if isinstance(outcome, Exception):
                 self._skip(row, outcome, report)
             else:
-                self._results[row.upload_hash] = _Result(outcome, opened.digest, opened.sketch)
-        return {row.upload_hash for row in rows if row.upload_hash in self._results}
+                self._results[_key(row)] = _Result(outcome, opened.digest, opened.sketch)
+        return {_key(row) for row in rows if _key(row) in self._results}
 
     def _blobs(self, row: Member, is_decided: bool) -> list[tuple[str, int]]:
         """Return what is to be fetched to judge an upload: CIDs, and how long each can be."""
@@ -785,12 +787,12 @@ class _Pass:
 
     def _refusal(self, row: Member) -> Refusal | None:
         """Return why an upload is refused, now that those before it are known."""
-        result = self._results[row.upload_hash]
+        result = self._results[_key(row)]
         if result.refusal is not None:
             return self._named(row, result.refusal)
         others = []
         for other in self._uploads:
-            known = self._results.get(other.upload_hash)
+            known = self._results.get(_key(other))
             is_rival = other.upload_state is UploadState.PENDING or _is_accepted(other)
             if is_rival and known is not None and known.refusal is None:
                 is_accepted = _is_accepted(other)
@@ -1022,12 +1024,17 @@ class _Audit(_Pass):
         return self._time_now >= round_.audit_deadline + PATIENCE_SHARE * round_.audit_sec
 
     def _refusal(self, row: Member) -> Refusal | None:
-        found = self._results[row.upload_hash].refusal
+        found = self._results[_key(row)].refusal
         return None if found is None else self._named(row, found)
 
     def _attestation(self, verdicts: Sequence[Verdict]) -> Action:
         make, account = self._v.contract, self._v.account
         return make.attestaudit(self._task.id, self._round.version, account, verdicts)
+
+
+def _key(row: Member) -> _Key:
+    """Return what an upload's result hangs on; a fork may bring another CID of the same hash."""
+    return row.upload_hash, row.upload_cid, row.opening_cid
 
 
 def _can_judge(round_: Round) -> bool:

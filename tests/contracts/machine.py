@@ -49,10 +49,10 @@ from gradledger.chain.contract import Rule
 from gradledger.chain.names import AMOUNT_MAX, Asset, Symbol, int_to_name, name_to_int
 
 TASKS = 3
-LOTS = ([200_000, 1_000_000], [0, 200_000], [1_000_000, 0])  # of each task; the first is likelier
+LOTS = ([200_000, 1_000_000], [0, 200_000], [0])  # of each task; the first is likelier
 REVEALS = ([0, 300], [300, 0], [0, 300])
 PHASE_STEPS_MAX, ROUND_STEPS_MAX = 8, 30
-JUMPS_MAX = 12
+JUMPS_MAX = 14
 INDEX_MAX = 7
 CLEAR_SEC = 10  # past a deadline, where it makes no difference how fast this machine is
 HONEST_COST = 60

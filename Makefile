@@ -123,9 +123,10 @@ bench: setup ## measure; the benches say what they measured
 	@set -e; for one in contract chain fleet paillier device demo privacy summing lots regression; do \
 	  echo "bench.$$one"; $(BIN)/python -m bench.$$one --out bench/results/$$one.json; done
 
-bench-csves: setup ## the paper's tables and figures on MNIST (DATA=DIR)
+bench-csves: setup ## the paper's tables and figures, and what is refused, on MNIST (DATA=DIR)
 	@$(BIN)/python -m bench.csves --grid --data $(DATA) --out bench/results/csves.json
 	@$(BIN)/python -m bench.csves_figures --data $(DATA) --out bench/results
+	@$(BIN)/python -m bench.refusals --data $(DATA) --out bench/results/refusals.json
 
 lock: setup ## resolve requirements/*.in anew (needs uv)
 	@set -e; for one in build dev interop; do \

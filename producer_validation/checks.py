@@ -402,6 +402,19 @@ def open_upload(
     return Opened(payload, hashlib.sha256(payload).digest(), sketch)
 
 
+def check_set_issued(member: Member, version: int) -> Refusal | None:
+    """Refuse an upload whose device was issued no validation set: its errors are of none.
+
+    For updates that are measured. A set cannot be issued any more once the upload is recorded, so
+    that this is the same at every honest validator; `device_sdk` does not train without a set.
+    """
+    if member.set_version == version:
+        return None
+    return Refusal(
+        VerdictCode.ERROR_MISMATCH, f"no validation set was issued to it for round {version}"
+    )
+
+
 def check_payload(
     payload: bytes, codec: Codec, key: PaillierPublicKey | None, measure: Measure | None
 ) -> Refusal | None:

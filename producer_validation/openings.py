@@ -10,6 +10,8 @@ the chain, readers and seal, then the ciphertexts.
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,13 +23,15 @@ from gradledger.envelope import HEADER_BYTES, READER_BYTES, TAG_BYTES, Header, K
 from gradledger.errors import CodecError, EnvelopeError
 from gradledger.opening import opening_bytes, split_opening
 from gradledger.paillier import PaillierPublicKey
-from producer_validation.checks import VALIDATORS_MAX, Measure, Refusal, check_update
+from producer_validation.checks import VALIDATORS_MAX, Measure, Opened, Refusal, check_update
+from producer_validation.measuring import update_sketch
 
 __all__ = [
     "check_opening",
     "check_opening_envelope",
     "check_opening_reader",
     "judge_opening",
+    "known_by",
     "open_opening",
     "opening_bytes_max",
 ]
@@ -200,6 +204,21 @@ def check_opening(
     if len(ciphertexts) != start:
         return _refusal(f"expected {start} bytes of ciphertexts, the upload has {len(ciphertexts)}")
     return codes
+
+
+def known_by(payload: bytes, codec: Codec) -> Opened:
+    """Return what an opened update is told from others by; the seed, which differs, is left out.
+
+    Parameters
+    ----------
+    payload : bytes
+        From `open_opening`.
+    codec : Codec
+        The task's.
+    """
+    _, codes = split_opening(payload, codec)
+    digest = hashlib.sha256(codec.to_bytes(codes)).digest()
+    return Opened(payload, digest, update_sketch(codes))
 
 
 def judge_opening(

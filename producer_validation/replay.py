@@ -394,11 +394,11 @@ def _inner_code(truth: Truth) -> VerdictCode:
 
 def possible_codes(task: Task, round_: Round, *, is_audit: bool) -> frozenset[VerdictCode]:
     """Return what can be said of an upload whose CID is known, in this task and phase."""
-    found = set(_ALWAYS)
+    found = {*_ALWAYS, VerdictCode.DUPLICATE}
     if is_audit:
         found.add(VerdictCode.OPENING_MISMATCH)
     else:
-        found |= {VerdictCode.OUT_OF_RANGE, VerdictCode.DUPLICATE}
+        found.add(VerdictCode.OUT_OF_RANGE)
     if is_audit or task.terms.mode is Mode.SEALED:
         found |= {*_MISMATCHES, VerdictCode.NO_UPDATE}
         found |= {VerdictCode.NORM} if round_.norm_max_e6 else set()
@@ -537,6 +537,36 @@ class _Replay:
         return self._away >= AWAY_MAX
 
 
+class _Updates:
+    """The sound updates of a round, or of its openings; tells which of them are the same."""
+
+    def __init__(self) -> None:
+        self.is_whole = True  # whether each that there is could be looked at
+        self._known: dict[str, Known] = {}
+        self._digests: Counter[bytes] = Counter()
+
+    def add(self, account: str, opened: Opened) -> None:
+        """Add a device's update, as if accepted before all others: any may be a copy of it."""
+        self._known[account] = Known(account, opened.digest, True, opened.sketch)
+        self._digests[opened.digest] += 1
+
+    def with_copies(self, account: str, truth: Truth) -> Truth:
+        """Add whose updates are the same, now that all are known."""
+        mine, copies = self._known.get(account), []
+        if mine is None:
+            return truth
+        known = list(self._known.values())
+        if (mine.sketch or self._digests[mine.digest] > 1) and _copies_of(mine, known):
+            copies = [one.account for one in known if _copies_of(mine, [one])]
+        return replace(truth, copies=tuple(copies) if copies or self.is_whole else None)
+
+
+def _copies_of(mine: Known, others: Sequence[Known]) -> bool:
+    """Whether an update is that of one of the others."""
+    found = checks.find_duplicate(mine.account, mine.digest, others, mine.sketch)
+    return found is not None
+
+
 class _RoundReplay:
     """The verdicts of one round."""
 
@@ -562,9 +592,7 @@ class _RoundReplay:
         if self._card is not None:
             self._payload_bytes = checks.update_payload_bytes(self._codec, self._key)
         self._model: Model | Exception | None = None
-        self._inside: dict[str, Known] = {}
-        self._digests: Counter[bytes] = Counter()
-        self._is_all_open = True
+        self._uploaded, self._opened = _Updates(), _Updates()
         self._sums = dict(book.sums)
         self._product, self._added = b"", 0
         self._possible = tuple(
@@ -573,17 +601,18 @@ class _RoundReplay:
 
     def judge(self) -> None:
         """Find out what was to be said of each upload, then compare."""
-        truths, known = list(self._truths()), list(self._inside.values())
-        accepted: dict[str, set[str]] = {}
+        truths = list(self._truths())
+        accepted: dict[tuple[str, bool], set[str]] = {}
         for case in self.cases:
             for validator, code, is_audit in case.spoken:
-                if code is VerdictCode.ACCEPT and not is_audit:
-                    accepted.setdefault(validator, set()).add(case.row.account)
+                if code is VerdictCode.ACCEPT:
+                    accepted.setdefault((validator, is_audit), set()).add(case.row.account)
         for case, (first, audited) in zip(self.cases, truths, strict=True):
-            first = self._with_copies(case, first, known)
+            first = self._uploaded.with_copies(case.row.account, first)
+            audited = self._opened.with_copies(case.row.account, audited)
             for validator, code, is_audit in case.spoken:
                 truth = audited if is_audit else first
-                weight = weigh(code, validator, truth, accepted.get(validator, ()))
+                weight = weigh(code, validator, truth, accepted.get((validator, is_audit), ()))
                 self._count(case, validator, code, is_audit, weight)
         self._weigh_sums()
 
@@ -673,7 +702,8 @@ class _RoundReplay:
         blob = blobs.get(case.row.upload_cid)
         lacking = _lacking(blob, possible)
         if lacking is not None:
-            self._is_all_open &= lacking.decided is not None
+            self._uploaded.is_whole &= lacking.decided is not None
+            self._opened.is_whole &= lacking.decided is not None
             return lacking, _lacking(blob, in_audit) or lacking
         assert isinstance(blob, bytes)
         first, payload = self._first(case, blob, blobs, possible)
@@ -711,23 +741,30 @@ class _RoundReplay:
             elif one.account in self._now:
                 own[one.account] = got
         if opened is None:
-            self._is_all_open = False
+            self._uploaded.is_whole = False
             return Truth(own=own, possible=possible), None
         told: dict[str, Any] = {"own": own, "opened_by": opened_by, "possible": possible}
         try:
-            measure = None if self._key is not None else self._measure(case, blobs)
-            inner = checks.check_payload(opened.payload, self._codec, self._key, measure)
+            inner = self._inner(case, opened.payload, blobs)
         except MaterialError as error:
-            self._is_all_open = False
+            self._uploaded.is_whole = False
             return Truth(**told, untold=str(error)), opened.payload
         if inner is None and self._key is not None and self._sums and _is_in_sum(case):
             self._add(opened.payload)
         if inner is None:
-            # as if it had been accepted before all others: any of them is a copy of it
-            account = case.row.account
-            self._inside[account] = Known(account, opened.digest, True, opened.sketch)
-            self._digests[opened.digest] += 1
+            self._uploaded.add(case.row.account, opened)
         return Truth(**told, is_told=True, inner=inner), opened.payload
+
+    def _inner(
+        self, case: _Case, payload: bytes, blobs: Mapping[str, bytes | StoreError]
+    ) -> Refusal | None:
+        """Return what is wrong with an opened payload."""
+        if self._key is not None:
+            return checks.check_payload(payload, self._codec, self._key, None)
+        unmeasured = checks.check_set_issued(case.row, self._round.version)
+        if unmeasured is not None:
+            return unmeasured
+        return checks.check_payload(payload, self._codec, None, self._measure(case, blobs))
 
     def _audited(
         self,
@@ -743,6 +780,7 @@ class _RoundReplay:
         blob = blobs.get(case.row.opening_cid)
         lacking = _lacking(blob, possible)
         if lacking is not None:
+            self._opened.is_whole &= lacking.decided is not None
             return lacking
         assert isinstance(blob, bytes) and self._key is not None
         facts: dict[str, Any] = {
@@ -767,11 +805,15 @@ class _RoundReplay:
                 own.setdefault(one.account, got)
         told: dict[str, Any] = {"own": own, "opened_by": opened_by, "possible": possible}
         if opening is None or ciphertexts is None:
+            self._opened.is_whole = False
             return Truth(**told)
         try:
             inner = self._inner_of_opening(case, opening, ciphertexts, blobs)
         except MaterialError as error:
+            self._opened.is_whole = False
             return Truth(**told, untold=str(error))
+        if inner is None:
+            self._opened.add(case.row.account, openings.known_by(opening, self._codec))
         return Truth(**told, is_told=True, inner=inner)
 
     def _inner_of_opening(
@@ -783,26 +825,13 @@ class _RoundReplay:
     ) -> Refusal | None:
         """As `openings.judge_opening`; a mismatch needs neither model nor set to be seen."""
         assert self._key is not None
+        unmeasured = checks.check_set_issued(case.row, self._round.version)
+        if unmeasured is not None:
+            return unmeasured
         codes = openings.check_opening(opening, ciphertexts, self._codec, self._key)
         if isinstance(codes, Refusal):
             return codes
         return checks.check_update(codes, self._codec, self._measure(case, blobs))
-
-    def _with_copies(self, case: _Case, truth: Truth, known: Sequence[Known]) -> Truth:
-        """Add whose updates are the same, now that all are known."""
-        mine, copies = self._inside.get(case.row.account), []
-        if mine is None:
-            return truth
-        if (mine.sketch or self._digests[mine.digest] > 1) and self._copies_of(mine, known):
-            copies = [one.account for one in known if self._copies_of(mine, [one])]
-        found = tuple(copies) if copies or self._is_all_open else None
-        return replace(truth, copies=found)
-
-    @staticmethod
-    def _copies_of(mine: Known, others: Sequence[Known]) -> bool:
-        """Whether an upload has the update of one of the others."""
-        found = checks.find_duplicate(mine.account, mine.digest, others, mine.sketch)
-        return found is not None
 
     # ---- what the owner published -----------------------------------------------------------
 
@@ -810,8 +839,6 @@ class _RoundReplay:
         """Return what an update is measured with. Raises MaterialError."""
         assert self._card is not None
         row, card = case.row, self._card
-        if row.set_version != self._round.version:
-            raise MaterialError("no validation set was issued for that round")
         model, blob = self._received(), blobs.get(row.set_cid)
         if not isinstance(blob, bytes):
             raise MaterialError("the validation set is not on IPFS any more")

@@ -627,8 +627,12 @@ class _Pass:
 
     def _learn(self, report: StepReport) -> None:
         """Look at the uploads that are accepted already, to tell copies of them."""
-        for window in self._windows([row for row in self._uploads if _is_accepted(row)]):
+        for window in self._windows([row for row in self._uploads if self._is_won(row)]):
             self._examine(window, report, is_decided=True)
+
+    def _is_won(self, row: Member) -> bool:
+        """Whether copies of this upload are refused for its sake."""
+        return _is_accepted(row)
 
     def _windows(self, rows: Sequence[Member]) -> Iterator[Sequence[Member]]:
         """Yield rows in portions whose blobs fit into half of the cache."""
@@ -686,6 +690,10 @@ class _Pass:
             return _Result(opened)
         if is_decided:
             return _Result(None, opened.digest, opened.sketch)
+        if self._material.key is None:
+            unmeasured = checks.check_set_issued(row, self._round.version)
+            if unmeasured is not None:
+                return _Result(unmeasured)
         return opened, self._submit(row, opened.payload)
 
     def _fetch(self, wanted: Sequence[tuple[str, int]], wait_sec: float) -> None:
@@ -750,8 +758,6 @@ class _Pass:
         """Return what the error of a device's update is measured with. Raises MaterialError."""
         round_, work, who = self._round, self._work, (self._v.account, self._v._secret)
         card = self._material.card
-        if row.set_version != round_.version:
-            raise MaterialError(f"no validation set was issued to {row.account} for this round")
         if work.model is None:
             bytes_max = 4 * self._task.terms.parameters + MODEL_BYTES_EXTRA
             blob = self._published(round_.model_cid, bytes_max)
@@ -793,10 +799,10 @@ class _Pass:
         others = []
         for other in self._uploads:
             known = self._results.get(_key(other))
-            is_rival = other.upload_state is UploadState.PENDING or _is_accepted(other)
+            is_won = self._is_won(other)
+            is_rival = is_won or self._is_due(other)
             if is_rival and known is not None and known.refusal is None:
-                is_accepted = _is_accepted(other)
-                others.append(Known(other.account, known.digest, is_accepted, known.sketch))
+                others.append(Known(other.account, known.digest, is_won, known.sketch))
         return checks.find_duplicate(row.account, result.digest, others, result.sketch)
 
     def _named(self, row: Member, refusal: Refusal) -> Refusal:
@@ -975,8 +981,8 @@ class _Audit(_Pass):
     def _is_due(self, row: Member) -> bool:
         return row.upload_state is UploadState.DRAWN and bool(row.opening_cid)
 
-    def _learn(self, report: StepReport) -> None:
-        """Copies were told before: these uploads are accepted."""
+    def _is_won(self, row: Member) -> bool:
+        return row.upload_state is UploadState.PAID and bool(row.opening_cid)
 
     def _blobs(self, row: Member, is_decided: bool) -> list[tuple[str, int]]:
         wanted = [
@@ -1004,11 +1010,14 @@ class _Audit(_Pass):
                 account=self._v.account,
                 secret=self._v._secret,
             )
-        for one in (opened, opening):
+        for one in (opened, opening, checks.check_set_issued(row, self._round.version)):
             if isinstance(one, Refusal):
                 return _Result(one)
         if not isinstance(opened, Opened) or not isinstance(opening, bytes):
             return None
+        known = openings.known_by(opening, self._material.codec)
+        if is_decided:
+            return _Result(None, known.digest, known.sketch)
         job = self._v._work.submit(
             openings.judge_opening,
             opening,
@@ -1017,15 +1026,11 @@ class _Audit(_Pass):
             key,
             self._measure(row),
         )
-        return opened, job
+        return known, job
 
     def _is_late(self) -> bool:
         round_ = self._round
         return self._time_now >= round_.audit_deadline + PATIENCE_SHARE * round_.audit_sec
-
-    def _refusal(self, row: Member) -> Refusal | None:
-        found = self._results[_key(row)].refusal
-        return None if found is None else self._named(row, found)
 
     def _attestation(self, verdicts: Sequence[Verdict]) -> Action:
         make, account = self._v.contract, self._v.account

@@ -13,6 +13,7 @@ from judging import UPDATE
 from oracle import Oracle, reached, step, step_until
 
 from gradledger.chain.contract import Round, RoundState, UploadState, VerdictCode
+from gradledger.chain.names import name_to_int
 from gradledger.errors import NotAllowedError, RoundClosedError
 from gradledger.localnet.network import Network
 from gradledger.watch import read_snapshot
@@ -43,9 +44,11 @@ def test_an_audit_pays_the_honest_and_bars_who_is_caught(
 ) -> None:
     """All four validators are replaced between commitment and reveal, and again before audits."""
     monkeypatch.setattr(validator_module, "OWNER_FIRST_SEC", 0)  # nobody plays the owner
-    stage = oracle(devices=7, lot_e6=ALL_E6)
+    stage = oracle(devices=8, lot_e6=ALL_E6)
     validators = stage.validators()
     *good, forger, other, silent, shy = stage.devices
+    # of two that open the same update the one with the smaller name is taken for the original
+    *good, copier = sorted(good, key=name_to_int)
     stage.open(reveal_sec=5, audit_sec=6)
     with pytest.raises(RoundClosedError, match="lots_missing"):
         stage.upload(good[0])
@@ -53,38 +56,40 @@ def test_an_audit_pays_the_honest_and_bars_who_is_caught(
         step_until(validators, committed(stage, 4))
         for number, device in enumerate((*good, other, silent, shy)):
             stage.upload(device, UPDATE * (number + 2) / 8)
+        stage.upload(copier, UPDATE * 2 / 8)  # that of good[0], encrypted from a seed of its own
         stage.upload(forger, -UPDATE, errors=[500_000, 1])  # all answers wrong, not none
         step(validators)
         assert all(stage.member(one).upload_cid == "" for one in stage.devices)
         stage.close()
         step(validators)
-        assert stage.round().pending == 7  # without a CID there is nothing to judge yet
+        assert stage.round().pending == 8  # without a CID there is nothing to judge yet
         for device in stage.devices[:-1]:
             stage.reveal(device)
         step_until(validators, reached(stage, RoundState.DRAWING))
         assert stage.verdict(shy) == refused(VerdictCode.UNREVEALED)
         assert stage.verdict(forger)[0] is UploadState.ACCEPTED  # what it encrypted, nobody sees
-        assert stage.contract.escrow(stage.task).reserved == 6 * 600
+        assert stage.contract.escrow(stage.task).reserved == 7 * 600
         validators = restarted(stage)
         step_until(validators, reached(stage, RoundState.AUDITING))
-        assert stage.round().drawn == 6
-        for device in (*good, forger):
+        assert stage.round().drawn == 7
+        for device in (*good, copier, forger):
             stage.open_upload(device)
         stage.open_upload(other, UPDATE)
         seen = read_snapshot(stage.contract, stage.task)
-        assert (seen.to_dict()["state"], seen.to_dict()["drawn"]) == ("auditing", 6)
+        assert (seen.to_dict()["state"], seen.to_dict()["drawn"]) == ("auditing", 7)
         assert seen.to_dict()["unopened"] == 1 and seen.left_sec <= 7
-        assert "6 uploads under audit, 1 of them not opened yet" in seen.line()
+        assert "7 uploads under audit, 1 of them not opened yet" in seen.line()
         validators = restarted(stage)
         step_until(validators, reached(stage, RoundState.SUMMED))
     assert [stage.verdict(one) for one in good] == [PAID] * 3
+    assert stage.verdict(copier) == refused(VerdictCode.DUPLICATE)
     assert stage.verdict(forger) == refused(VerdictCode.ERROR_MISMATCH)
     assert stage.verdict(other) == refused(VerdictCode.OPENING_MISMATCH)
     assert stage.verdict(silent) == refused(VerdictCode.UNANSWERED)
     seen = read_snapshot(stage.contract, stage.task)
-    assert seen.to_dict()["barred"] == sorted((forger, other, silent))
+    assert seen.to_dict()["barred"] == sorted((copier, forger, other, silent))
     barred = {one: stage.member(one).barred_until for one in stage.devices}
-    assert barred == {one: 3 if one in (forger, other, silent) else 0 for one in stage.devices}
+    assert barred == {one: 0 if one in (*good, shy) else 3 for one in stage.devices}
     stage.check_sum(good)
     stage.check_money(good)
     for event, sender in (("audited", good[0]), ("caught", forger), ("caught", other)):
@@ -105,7 +110,7 @@ def test_an_audit_pays_the_honest_and_bars_who_is_caught(
         stage.contract.client, stage.task, store=stage.store, keys=[(judge, stage.keys[judge])]
     )
     assert not report.count("wrong") and not report.count("untold")
-    assert report.count("held") >= 3 * (7 + 5) and report.sums.held >= 3
+    assert report.count("held") >= 3 * (8 + 6) and report.sums.held >= 3
     assert "all hold" in report.verdict
 
 

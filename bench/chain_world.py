@@ -331,17 +331,18 @@ class World:
             self.send([by_owner(action) for action in one])
         self.landed()
 
-    def judge(self, numbers: Sequence[int], *, batch: int = ATTEST_MAX) -> list[dict[str, Any]]:
-        """Let every validator accept the uploads of these devices; return what each batch cost."""
+    def judge(self, *, batch: int = ATTEST_MAX) -> list[dict[str, Any]]:
+        """Let every validator accept all uploads of the round; return what each batch cost."""
+        live = self.contract.current_round(self.owner)
+        assert live is not None
+        verdicts = [
+            Verdict(slot=slot, hash=ballot.hash, code=VerdictCode.ACCEPT)
+            for slot, ballot in enumerate(self.contract.ballots(self.owner, live.uploads))
+        ]
         costs = []
-        hashes = [upload_hash(self.devices[number], self.version) for number in numbers]
         for validator in self.validators:
-            for start in range(0, len(hashes), batch):
-                verdicts = [
-                    Verdict(hash=one, code=VerdictCode.ACCEPT)
-                    for one in hashes[start : start + batch]
-                ]
-                costs += self._attest(validator, verdicts)
+            for start in range(0, len(verdicts), batch):
+                costs += self._attest(validator, verdicts[start : start + batch])
         self.landed()
         return costs
 

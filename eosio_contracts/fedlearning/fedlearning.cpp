@@ -10,7 +10,7 @@ namespace gradledger {
 
 namespace {
 
-constexpr uint32_t arguments_max = 20'000;  ///< bytes; limits::attest_max verdicts take 16,522
+constexpr uint32_t arguments_max = 20'000;  ///< bytes; limits::attest_max verdicts take 18,522
 
 task_terms read_task_terms(reader& in) {
    task_terms         terms;

@@ -16,13 +16,15 @@ namespace gradledger {
 using eosio::name;
 class reader;
 class round_row;
+class ballot_pages;
 
 /// Limits that hold for every task. A task may ask for less, never for more.
 namespace limits {
 constexpr uint32_t errors_max = 64;           ///< points in a series v_E
 constexpr uint32_t error_scale = 1'000'000;   ///< an error of 1.0
 constexpr uint32_t classes_max = 64;          ///< bits of the class set
-constexpr uint32_t validators_max = 32;       ///< bytes of member::verdicts
+constexpr uint32_t validators_max = 32;       ///< bytes of ballot::verdicts
+constexpr uint32_t page_ballots = 32;         ///< ballots in one row of table `ballots`
 constexpr uint32_t admit_max = 100;           ///< accounts in one `admit`
 constexpr uint32_t prefix_max = 16;           ///< hashes of a task with the same first eight bytes
 constexpr uint32_t attest_max = 500;          ///< verdicts in one `attest`
@@ -53,7 +55,18 @@ enum upload_state : uint8_t {
    upload_drawn = 5      ///< its pay waits for an audit
 };
 
-/// A validator's verdict on one upload; 0 in member::verdicts means "none yet".
+/// What the validators may say about one upload, in this order.
+enum ballot_stage : uint8_t {
+   ballot_none = 0,
+   ballot_hidden = 1,    ///< its CID is not revealed: refusals, after the reveal deadline
+   ballot_open = 2,      ///< verdicts
+   ballot_decided = 3,   ///< verdicts without effect
+   ballot_drawn = 4,     ///< under audit and not opened: none
+   ballot_opened = 5,    ///< verdicts of the audit
+   ballot_audited = 6    ///< verdicts of the audit without effect
+};
+
+/// A validator's verdict on one upload; 0 in ballot::verdicts means "none yet".
 enum verdict_code : uint8_t {
    verdict_accept = 1,
    verdict_unavailable = 2,      ///< the bytes could not be fetched in time
@@ -158,8 +171,17 @@ struct round_terms {
 
 /// One verdict inside `attest`.
 struct verdict {
-   hash256 hash;   ///< of the upload that is judged
-   uint8_t     code;   ///< enum verdict_code
+   uint32_t slot;   ///< of the upload that is judged: member::upload_slot
+   hash256  hash;   ///< its hash
+   uint8_t  code;   ///< enum verdict_code
+};
+
+/// What the validators said about one upload.
+struct ballot {
+   name    device;
+   hash256 hash;       ///< of the upload
+   uint8_t stage;      ///< enum ballot_stage
+   hash256 verdicts;   ///< byte i: verdict code of validator i of the round; anew in an audit
 };
 
 /// What one validator said about the sum of a round.
@@ -216,6 +238,7 @@ struct [[eosio::table("members")]] member {
    hash256     set_cid;         ///< digest of the CIDv0
    hash256     set_hash;        ///< SHA-256 of the envelope
    uint32_t    upload_version;  ///< round of the newest upload; 0: none
+   uint32_t    upload_slot;     ///< place in that round's order of uploads, from 0: its ballot's
    hash256     upload_hash;
    hash256     upload_cid;      ///< digest of the CIDv0; zero: not revealed yet
    hash256     series_hash;     ///< SHA-256 of v_E as little-endian 32-bit integers
@@ -227,7 +250,20 @@ struct [[eosio::table("members")]] member {
    uint8_t     upload_reason;   ///< verdict code of the decision; 0 while there is none
    uint32_t    barred_until;    ///< last round in which it may not upload; 0: none
    hash256     opening_cid;     ///< digest of the CIDv0 of the opened upload, in an audit; zero: none
-   hash256     verdicts;        ///< byte i: verdict code of validator i of the round; anew in an audit
+};
+
+/**
+ * Table `ballots`, scope: the task. RAM: the task's owner.
+ *
+ * The ballots of the newest round in the order of its uploads, page_ballots in a row, so that one
+ * validator's verdicts on many uploads change few rows: what an upload costs the chain hardly grows
+ * with the number of validators. `admit` and `remove` keep as many rows as ballots for all admitted
+ * devices need. Ballots from round::uploads on are an earlier round's.
+ */
+struct [[eosio::table("ballots")]] ballot_page {
+   uint32_t page;      ///< slot / page_ballots
+   uint8_t  count;     ///< page_ballots: the length of what follows, a vector in the ABI
+   ballot   ballots[limits::page_ballots];
 };
 
 /**
@@ -273,7 +309,7 @@ struct [[eosio::table("rounds")]] round {
    // Behind it lie four vectors, see round_row:
    //   name[] validators      the round's validators, ascending
    //   sum_vote[] sums        one per validator
-   //   lot[] lots             one per validator
+   //   lot[] lots             one per validator; none in a task without lots
    //   hash256[] frontier     16 subtree roots of the growing tree
 };
 
@@ -281,8 +317,9 @@ struct [[eosio::table("rounds")]] round {
 
 // The serialised sizes; a change here is a change of the ABI.
 static_assert(sizeof(recipe) == 18 && sizeof(task_terms) == 157 && sizeof(round_terms) == 101);
-static_assert(sizeof(task) == 205 && sizeof(member) == 304 && sizeof(round) == 306);
-static_assert(sizeof(verdict) == 33 && sizeof(sum_vote) == 64 && sizeof(lot) == 64);
+static_assert(sizeof(task) == 205 && sizeof(member) == 276 && sizeof(round) == 306);
+static_assert(sizeof(verdict) == 37 && sizeof(sum_vote) == 64 && sizeof(lot) == 64);
+static_assert(sizeof(ballot) == 73 && sizeof(ballot_page) == 2341);
 
 /**
  * Records federated-learning contributions and pays for them out of escrow.
@@ -419,7 +456,8 @@ private:
    void judge(name task, uint32_t version, name validator, view<verdict> verdicts, bool is_audit);
 
    /// What `push` does with one upload of the round. @return whether it changed
-   bool push_upload(const task& task, round_row& row, member& upload, uint8_t phase, bool is_last);
+   bool push_upload(const task& task, round_row& row, ballot_pages& pages, member& upload, uint8_t phase,
+                    bool is_last);
 };
 
 }  // namespace gradledger

@@ -191,6 +191,7 @@ inline void send_action(name self, name code, name act, const void* data, uint32
 constexpr uint64_t tasks_name = "tasks"_n.value;
 constexpr uint64_t members_name = "members"_n.value;
 constexpr uint64_t rounds_name = "rounds"_n.value;
+constexpr uint64_t ballots_name = "ballots"_n.value;
 constexpr uint64_t byhash_name = members_name & ~uint64_t{15};
 constexpr uint64_t validators_name = byhash_name | 1;
 constexpr uint64_t same_payer = 0;
@@ -241,12 +242,12 @@ public:
    }
 
    /// Lay the vectors out for these validators, empty of votes.
-   void lay_out(const name* accounts, uint32_t count) {
+   void lay_out(const name* accounts, uint32_t count, bool has_lots) {
       memset(bytes_ + sizeof(round), 0, sizeof bytes_ - sizeof(round));
       bytes_[sizeof(round)] = static_cast<char>(count);
       memcpy(bytes_ + names_at(), accounts, count * sizeof(name));
       bytes_[votes_at() - 1] = static_cast<char>(count);
-      bytes_[lots_at() - 1] = static_cast<char>(count);
+      bytes_[lots_at() - 1] = static_cast<char>(has_lots ? count : 0);
       bytes_[frontier_at() - 1] = static_cast<char>(merkle_levels);
       size_ = frontier_at() + merkle_levels * sizeof(hash256);
    }
@@ -276,7 +277,9 @@ private:
    uint32_t names_at() const { return sizeof(round) + 1; }
    uint32_t votes_at() const { return names_at() + validators() * sizeof(name) + 1; }
    uint32_t lots_at() const { return votes_at() + validators() * sizeof(sum_vote) + 1; }
-   uint32_t frontier_at() const { return lots_at() + validators() * sizeof(lot) + 1; }
+   uint32_t frontier_at() const {
+      return lots_at() + static_cast<uint8_t>(bytes_[lots_at() - 1]) * sizeof(lot) + 1;
+   }
 
    static constexpr uint32_t vectors = 4;  // each begins with a byte of its length
 
@@ -284,6 +287,54 @@ private:
    char     bytes_[sizeof(round) + vectors +
                limits::validators_max * (sizeof(name) + sizeof(sum_vote) + sizeof(lot)) +
                merkle_levels * sizeof(hash256)];
+};
+
+/// The ballots of a task's newest round, one page in memory at a time.
+class ballot_pages {
+public:
+   ballot_pages(name self, name task) : self_(self), task_(task) {}
+
+   /// The ballot of this slot, valid until the next call. @pre slot < round::uploads
+   const ballot& get(uint32_t slot) {
+      load(slot / limits::page_ballots);
+      return page_.row.ballots[slot % limits::page_ballots];
+   }
+   /// The same, to change it: `save` writes it.
+   ballot& change(uint32_t slot) {
+      load(slot / limits::page_ballots);
+      is_changed_ = true;
+      return page_.row.ballots[slot % limits::page_ballots];
+   }
+   void save() {
+      if (is_changed_) page_.save();
+      is_changed_ = false;
+   }
+
+   /// Make room for the ballots of `devices` devices where there was some for one less.
+   static void grow(name task, name payer, uint32_t devices) {
+      if (devices % limits::page_ballots != 1) return;
+      ballot_page row{};
+      row.page = devices / limits::page_ballots;
+      row.count = limits::page_ballots;
+      db_store_i64(task.value, ballots_name, payer.value, row.page, &row, sizeof row);
+   }
+   /// Leave room for `devices` where there was some for one more.
+   static void shrink(name self, name task, uint32_t devices) {
+      if (devices % limits::page_ballots != 0) return;
+      db_remove_i64(db_find_i64(self.value, task.value, ballots_name, devices / limits::page_ballots));
+   }
+
+private:
+   [[gnu::noinline]] void load(uint32_t number) {
+      if (is_loaded_ && page_.row.page == number) return;
+      save();
+      page_.find(self_, task_.value, ballots_name, number);
+      is_loaded_ = true;
+   }
+
+   name                self_, task_;
+   bool                is_loaded_ = false, is_changed_ = false;
+   stored<ballot_page> page_;
 };
 
 }  // namespace gradledger

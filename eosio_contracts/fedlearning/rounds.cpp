@@ -166,7 +166,7 @@ void fedlearning::openround(name id, uint32_t version, view<char> model_cid, con
    head.eta_e6 = terms.eta_e6;
    head.norm_max_e6 = terms.norm_max_e6;
    head.training = terms.training;
-   row.lay_out(validators, count);
+   row.lay_out(validators, count, task.row.terms.lot_e6 != 0);
    row.store(id, task.row.owner);
    task.row.version = version;
    task.save();
@@ -215,19 +215,23 @@ void fedlearning::push(name id, uint32_t version, uint16_t limit, name start) {
    const name cursor = head.cursor;
    if (start != name()) head.cursor = start;
    const uint8_t phase = head.state;
+   ballot_pages  pages(get_self(), id);
    visit_members(get_self(), id, head, limit, [&](stored<member>& upload) {
       if (upload.row.upload_version != version) return;
-      if (push_upload(task.row, row, upload.row, phase, is_last)) upload.save();
+      if (push_upload(task.row, row, pages, upload.row, phase, is_last)) upload.save();
    });
+   pages.save();
    if (start != name()) head.cursor = cursor;
    advance(task.row, head);
    row.save();
 }
 
-bool fedlearning::push_upload(const task& task, round_row& row, member& upload, uint8_t phase, bool is_last) {
+bool fedlearning::push_upload(const task& task, round_row& row, ballot_pages& pages, member& upload, uint8_t phase,
+                              bool is_last) {
    round&     head = row.head();
    const bool pays = task.terms.silence == silence_pay;
    if (phase == round_verifying && upload.upload_state == upload_pending) {
+      pages.change(upload.upload_slot).stage = ballot_decided;
       if (upload.upload_cid.is_zero()) decide(task, head, upload, verdict_unrevealed, false);
       else decide(task, head, upload, is_last ? reason_undelivered : reason_silence, pays && !is_last);
    } else if (phase == round_drawing && upload.upload_state == upload_accepted) {
@@ -235,7 +239,9 @@ bool fedlearning::push_upload(const task& task, round_row& row, member& upload, 
          decide(task, head, upload, reason_undelivered, false);
       } else if (is_drawn(task, row, upload.upload_hash)) {
          upload.upload_state = upload_drawn;
-         upload.verdicts = hash256{};
+         ballot& drawn = pages.change(upload.upload_slot);
+         drawn.stage = ballot_drawn;
+         drawn.verdicts = hash256{};
          --head.held;
          ++head.drawn;
       } else {
@@ -244,9 +250,13 @@ bool fedlearning::push_upload(const task& task, round_row& row, member& upload, 
    } else if (phase == round_auditing && upload.upload_state == upload_drawn) {
       // what was opened at the last moment must be judged as well, before silence decides
       const bool is_gone = now() >= head.audit_deadline + 2 * head.audit_sec;
-      if (upload.opening_cid.is_zero()) decide(task, head, upload, reason_unanswered, false);
-      else if (!is_last) return false;
-      else decide(task, head, upload, is_gone ? reason_undelivered : reason_silence, pays && !is_gone);
+      if (upload.opening_cid.is_zero()) {
+         decide(task, head, upload, reason_unanswered, false);
+      } else {
+         if (!is_last) return false;
+         pages.change(upload.upload_slot).stage = ballot_audited;
+         decide(task, head, upload, is_gone ? reason_undelivered : reason_silence, pays && !is_gone);
+      }
    } else {
       return false;
    }

@@ -86,6 +86,7 @@ void fedlearning::admit(name id, view<name> accounts, uint8_t role) {
       const bool     is_device = role == role_device;
       const uint64_t key = is_device ? account.value : 0;
       db_idx64_store(id.value, is_device ? byhash_name : validators_name, payer, account.value, &key);
+      if (is_device) ballot_pages::grow(id, task.row.owner, count - accounts.size() + i + 1);
    }
    task.save();
 }
@@ -110,6 +111,7 @@ void fedlearning::remove(name id, name account) {
    db_idx64_remove(entry);
    db_remove_i64(member.at);
    --(is_device ? task.row.devices : task.row.validators);
+   if (is_device) ballot_pages::shrink(get_self(), id, task.row.devices);
    task.save();
 }
 

@@ -45,6 +45,12 @@ hash256 get_series_hash(view<uint32_t> errors) {
    return host_sha256()(reinterpret_cast<const uint8_t*>(errors.bytes()), errors.size() * sizeof(uint32_t));
 }
 
+void set_stage(name self, name id, const member& upload, ballot_stage stage) {
+   ballot_pages pages(self, id);
+   pages.change(upload.upload_slot).stage = stage;
+   pages.save();
+}
+
 /// The device's row, with an upload in this round. Refuses every other.
 stored<member> get_upload(name self, name id, name device, uint32_t version) {
    stored<member> found;
@@ -136,6 +142,7 @@ void fedlearning::uploadgrad(name id, name device, uint32_t version, view<char> 
    }
 
    member.row.upload_version = version;
+   member.row.upload_slot = head.uploads;
    member.row.upload_hash = hash;
    member.row.upload_cid = digest;
    member.row.series_hash = get_series_hash(errors);
@@ -146,8 +153,10 @@ void fedlearning::uploadgrad(name id, name device, uint32_t version, view<char> 
    member.row.upload_state = upload_pending;
    member.row.upload_reason = 0;
    member.row.opening_cid = hash256{};
-   member.row.verdicts = hash256{};
    member.save();
+   ballot_pages pages(get_self(), id);
+   pages.change(head.uploads) = {device, hash, digest.is_zero() ? ballot_hidden : ballot_open, hash256{}};
+   pages.save();
    uint64_t       old_key;
    const uint64_t key = by_hash(hash);
    const int32_t  entry =
@@ -174,6 +183,7 @@ void fedlearning::reveal(name id, name device, uint32_t version, view<char> cid)
       fail("already_revealed: the CID of the upload of ", device, " for version ", version, " is known");
    member.row.upload_cid = get_cid_digest("cid", cid);
    member.save();
+   set_stage(get_self(), id, member.row, ballot_open);
 }
 
 void fedlearning::openupload(name id, name device, uint32_t version, view<char> cid) {
@@ -193,6 +203,7 @@ void fedlearning::openupload(name id, name device, uint32_t version, view<char> 
       fail("already_opened: the upload of ", device, " for version ", version, " was opened");
    member.row.opening_cid = get_cid_digest("cid", cid);
    member.save();
+   set_stage(get_self(), id, member.row, ballot_opened);
 }
 
 }  // namespace gradledger

@@ -26,34 +26,26 @@ uint32_t load_judged(name self, const task& row, uint32_t version, name validato
    return place;
 }
 
-/// The member whose newest upload has this hash and lies in round `version`.
-stored<member> find_upload(name self, name id, uint32_t version, const hash256& hash) {
-   const uint64_t key = by_hash(hash);
-   uint64_t       account = 0;
-   int32_t        at = db_idx64_find_secondary(self.value, id.value, byhash_name, &key, &account);
-   stored<member> found;
-   for (uint32_t i = 0; at >= 0 && i < limits::prefix_max; ++i) {
-      uint64_t entry;
-      if (db_idx64_find_primary(self.value, id.value, byhash_name, &entry, account) < 0 || entry != key) break;
-      found.find(self, id.value, members_name, account);
-      if (found.row.upload_version == version && found.row.upload_hash == hash) return found;
-      at = db_idx64_next(at, &account);
-   }
-   fail("unknown_upload: no upload of round ", version, " has the hash of the verdict");
+/// How many of the 32 bytes differ from `code`. @pre code and every byte are below 128
+uint32_t count_others(const hash256& verdicts, uint8_t code) {
+   constexpr uint64_t ones = 0x0101010101010101;
+   uint64_t           word[4];
+   memcpy(word, verdicts.bytes, sizeof word);
+   uint32_t count = 0;
+   for (uint64_t eight : word) count += __builtin_popcountll(((eight ^ ones * code) + ones * 0x7f) & ones * 0x80);
+   return count;
 }
 
 /// What the verdicts on an upload come to: the reason of a quorum's decision, or 0.
 uint8_t decided_by(const hash256& verdicts, uint32_t validators) {
-   uint8_t  votes[verdict_code_last + 1] = {};
-   uint32_t refusals = 0;
-   for (uint32_t v = 0; v < validators; ++v) {
-      const uint8_t code = verdicts.bytes[v];
-      ++votes[code];
-      refusals += code > verdict_accept;
-   }
+   static_assert(verdict_code_last < 128);
+   const uint32_t given = count_others(verdicts, 0);
+   const uint32_t accepting = limits::validators_max - count_others(verdicts, verdict_accept);
    const uint32_t quorum = quorum_of(validators);
-   if (votes[verdict_accept] >= quorum) return verdict_accept;
-   if (refusals < quorum) return 0;
+   if (accepting >= quorum) return verdict_accept;
+   if (given - accepting < quorum) return 0;
+   uint8_t votes[verdict_code_last + 1] = {};
+   for (uint32_t v = 0; v < validators; ++v) ++votes[verdicts.bytes[v]];
    uint8_t reason = verdict_accept + 1;
    for (uint8_t code = reason; code <= verdict_code_last; ++code)
       if (votes[code] > votes[reason]) reason = code;
@@ -82,40 +74,51 @@ void fedlearning::judge(name id, uint32_t version, name validator, view<verdict>
    if (verdicts.empty()) fail("bad_parameter: verdicts: expected at least 1, got 0");
    // what changes when an upload is decided: one of these, and with it the round's row
    const uint32_t before[] = {head.pending, head.held, head.drawn};
+   const seconds last = is_audit ? head.audit_deadline + 2 * head.audit_sec : head.verdict_deadline + head.verdict_sec;
+   const bool     is_late = head.state != round_open && now() >= last;
+   const bool     is_hidden_judged = head.state != round_open && now() >= head.reveal_deadline;
+   ballot_pages   pages(get_self(), id);
    for (uint32_t i = 0; i < verdicts.size(); ++i) {
       const verdict said = verdicts[i];
       if (said.code == 0 || said.code > verdict_code_last)
          fail("bad_verdict: expected 1 to ", uint8_t{verdict_code_last}, ", got ", said.code);
-      auto upload = find_upload(get_self(), id, version, said.hash);
-      const bool is_opened = !upload.row.opening_cid.is_zero();
-      if (is_audit && !is_opened)
-         fail("not_opened: expected a verdict on an opened upload, that of ", upload.row.account, " is not");
+      if (said.slot >= head.uploads)
+         fail("unknown_upload: expected a slot below ", uint32_t(head.uploads), ", the uploads of round ", version,
+              ", got ", said.slot);
+      const ballot& found = pages.get(said.slot);
+      if (found.hash != said.hash)
+         fail("unknown_upload: expected the hash of the upload in slot ", said.slot, " of round ", version,
+              ", got another");
+      if (is_audit && found.stage < ballot_opened)
+         fail("not_opened: expected a verdict on an opened upload, that of ", name(found.device), " is not");
       // the verdict before the audit came too late, and is none in the audit
-      if (!is_audit && (is_opened || upload.row.upload_state == upload_drawn)) continue;
-      if (upload.row.verdicts.bytes[place] != 0)
-         fail("already_attested: ", validator, " has judged the upload of ", upload.row.account, " in round ",
+      if (!is_audit && found.stage >= ballot_drawn) continue;
+      if (found.verdicts.bytes[place] != 0)
+         fail("already_attested: ", validator, " has judged the upload of ", name(found.device), " in round ",
               version);
-      upload.row.verdicts.bytes[place] = said.code;
+      ballot& given = pages.change(said.slot);
+      given.verdicts.bytes[place] = said.code;
       // a verdict that comes after the decision is recorded and changes nothing
-      if (upload.row.upload_state == (is_audit ? upload_drawn : upload_pending)) {
-         if (upload.row.upload_cid.is_zero() &&
-             (said.code == verdict_accept || head.state == round_open || now() < head.reveal_deadline))
-            fail("not_revealed: expected a refusal after ", head.reveal_deadline, ", the CID of ",
-                 upload.row.account, " is not known");
-         const seconds last = is_audit ? head.audit_deadline + 2 * head.audit_sec : head.verdict_deadline + head.verdict_sec;
-         if (head.state != round_open && now() >= last)
-            fail("deadline_passed: expected verdicts before ", last, ", the time is ", now());
-         const uint8_t reason = decided_by(upload.row.verdicts, row.validators());
-         if (reason == verdict_accept && !is_audit && task.row.terms.lot_e6 != 0) {
-            upload.row.upload_state = upload_accepted;
-            --head.pending;
-            ++head.held;
-         } else if (reason != 0) {
-            decide(task.row, head, upload.row, reason, reason == verdict_accept);
-         }
+      if (given.stage == ballot_decided || given.stage == ballot_audited) continue;
+      if (given.stage == ballot_hidden && (said.code == verdict_accept || !is_hidden_judged))
+         fail("not_revealed: expected a refusal after ", seconds(head.reveal_deadline), ", the CID of ",
+              name(given.device), " is not known");
+      if (is_late) fail("deadline_passed: expected verdicts before ", last, ", the time is ", now());
+      const uint8_t reason = decided_by(given.verdicts, row.validators());
+      if (reason == 0) continue;
+      given.stage = is_audit ? ballot_audited : ballot_decided;
+      stored<member> upload;
+      upload.find(get_self(), id.value, members_name, given.device.value);
+      if (reason == verdict_accept && !is_audit && task.row.terms.lot_e6 != 0) {
+         upload.row.upload_state = upload_accepted;
+         --head.pending;
+         ++head.held;
+      } else {
+         decide(task.row, head, upload.row, reason, reason == verdict_accept);
       }
       upload.save();
    }
+   pages.save();
    if (head.pending == before[0] && head.held == before[1] && head.drawn == before[2]) return;
    advance(task.row, head);
    row.save();

@@ -24,6 +24,7 @@ from gradledger.errors import BadFieldError, ConfigError, NodeAnswerError
 
 CONTRACT_DEFAULT = "fedlearning"
 ERROR_SCALE = 1_000_000  # an error of 1.0
+BALLOTS_PER_ROW = 32
 _MONEY_READS_MAX = 50
 
 
@@ -86,6 +87,18 @@ class UploadState(IntEnum):
     REFUSED = 3
     ACCEPTED = 4
     DRAWN = 5
+
+
+class BallotStage(IntEnum):
+    """What the validators may say about an upload, in this order."""
+
+    NONE = 0
+    HIDDEN = 1
+    OPEN = 2
+    DECIDED = 3
+    DRAWN = 4
+    OPENED = 5
+    AUDITED = 6
 
 
 class VerdictCode(IntEnum):
@@ -208,6 +221,7 @@ class Member:
     set_cid: str
     set_hash: bytes
     upload_version: int
+    upload_slot: int
     upload_hash: bytes
     upload_cid: str
     series_hash: bytes
@@ -219,7 +233,27 @@ class Member:
     upload_reason: VerdictCode
     barred_until: int
     opening_cid: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ballot:
+    """What the validators said about one upload of the newest round.
+
+    Byte i of `verdicts` is the `VerdictCode` of validator i of the round, anew in an audit.
+    """
+
+    device: str
+    hash: bytes
+    stage: BallotStage
     verdicts: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class _BallotPage:
+    """Row of table `ballots`."""
+
+    page: int
+    ballots: tuple[Ballot, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,8 +319,9 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """One verdict on the upload with this hash."""
+    """One verdict, on the upload that has this place in the round and this hash."""
 
+    slot: int
     hash: bytes
     code: VerdictCode
 
@@ -369,11 +404,12 @@ _CONVERT: dict[str, Callable[[Any], Any]] = {
     "tuple[bytes, ...]": lambda rows: tuple(bytes.fromhex(row) for row in rows),
     "tuple[SumVote, ...]": lambda rows: tuple(_from_row(SumVote, row) for row in rows),
     "tuple[Lot, ...]": lambda rows: tuple(_from_row(Lot, row) for row in rows),
+    "tuple[Ballot, ...]": lambda rows: tuple(_from_row(Ballot, row) for row in rows),
     **{
         enum.__name__: enum
         for enum in (
             *(Mode, Role, ValidatorsKind, Silence, Rule),
-            *(RoundState, UploadState, VerdictCode),
+            *(RoundState, UploadState, BallotStage, VerdictCode),
         )
     },
 }
@@ -459,6 +495,20 @@ class FedLearning:
     def member(self, task: str, account: str) -> Member | None:
         """Return one member of a task, or None."""
         return self._row(Member, task, "members", name_to_int(account))
+
+    def ballots(self, task: str, uploads: int) -> list[Ballot]:
+        """Return the ballots on the first `uploads` of a task's newest round, slot by slot.
+
+        Uploads may come while the rows are read, and rounds may end: hold each ballot's hash
+        against the upload that it is taken for.
+        """
+        pages = self._rows(_BallotPage, task, "ballots") if uploads else []
+        return [ballot for page in pages for ballot in page.ballots][:uploads]
+
+    def ballot(self, task: str, slot: int) -> Ballot | None:
+        """Return one ballot (as `ballots`), or None where there is no room for it."""
+        page = self._row(_BallotPage, task, "ballots", slot // BALLOTS_PER_ROW)
+        return None if page is None else page.ballots[slot % BALLOTS_PER_ROW]
 
     def escrow(self, task: str) -> Escrow:
         """Return the task's money, from the contract's and the token's tables.

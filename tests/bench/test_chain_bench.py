@@ -179,7 +179,7 @@ def test_a_round_of_the_world_keeps_no_ram_per_upload(localnet: Network) -> None
         world.open_round()
         world.upload(range(count), batch=5)
         opened.append(world.ram() - before)
-        costs = world.judge(range(count), batch=5)
+        costs = world.judge(batch=5)
         world.settle()
         kept.append(world.ram() - before)
         assert sum(cost["verdicts"] for cost in costs) == 4 * count

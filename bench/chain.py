@@ -36,7 +36,7 @@ BATCH = 50  # transactions in one request, where several go together
 PRODUCERS = 4
 DEVICES_OF_MANY = 3000  # with several producers, which are slower
 VALIDATORS = (4, 7, 13, 21)
-VALIDATED = 600  # uploads that they judge
+VALIDATED = 1000  # uploads that they judge
 TRANSACTIONS_PER_MODEL = 15
 FABRIC = {
     "what": "a marketplace for models on Hyperledger Fabric, as its paper reports",
@@ -170,7 +170,7 @@ class Bench:
             for batch in (ATTEST_BATCH, 200, 50, 1):
                 judged = min(20, count) if batch == 1 else count
                 world.open_round()
-                world.upload(range(judged), batch=100)
+                recorded = world.upload(range(judged), batch=100)
                 costs = world.judge(batch=batch)
                 quorum = validators * 2 // 3 + 1
                 by_place = {
@@ -187,6 +187,7 @@ class Bench:
                     "validators": validators,
                     "verdicts_per_transaction": max(cost["verdicts"] for cost in costs),
                     "uploads": judged,
+                    "record_us_in_batches": round(recorded, 2),
                     "verdict_us": round(others, 2),
                     "deciding_verdict_us": round(deciding, 2),
                     "attest_us_per_upload": round(others * (validators - 1) + deciding, 1),

@@ -145,7 +145,7 @@ class Bench:
     def _side_by_side(self, world: World, run: Run) -> None:
         """Send uploads and transfers in turn: both see the same machine."""
         world.open_round()
-        figures, numbers = run.load(
+        figures, _ = run.load(
             (*UPLOAD, *TRANSFER),
             connections=self.options.connections[0],
             seconds=self.options.seconds,

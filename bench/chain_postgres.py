@@ -4,10 +4,10 @@ A cluster of its own under a temporary directory, on a Unix socket alone, run by
 user, with PostgreSQL's defaults but for its buffers. What a `fedlearning` action reads and writes
 is done in one transaction: task and member are read (twice, as by the two actions), the round's
 state and deadline, whether anybody has the same hash (an index), the budget; the member's row is
-written with a new entry in the hash's index, then the round's row, which all uploads share. Its
-lock is taken as late as can be. ``script`` sends the statements one by one, as pgbench does,
-prepared; ``function`` does all in one call on the server. Nothing checks a signature here, and
-nothing replicates.
+written with a new entry in the hash's index (the verdicts, a row of their own on chain, are a
+column of it), then the round's row, which all uploads share. Its lock is taken as late as can be.
+``script`` sends the statements one by one, as pgbench does, prepared; ``function`` does all in one
+call on the server. Nothing checks a signature here, and nothing replicates.
 """
 
 from __future__ import annotations

@@ -52,6 +52,7 @@ class Bench:
         self.key = PrivateKey.generate()
         self.owner = self.task = "benchowner"
         self.devices = [f"bd{LETTERS[i // 26]}{LETTERS[i % 26]}" for i in range(devices)]
+        self.slots = {one: slot for slot, one in enumerate(self.devices)}  # they upload in turn
         self.validators = [f"benchval{LETTERS[i]}" for i in range(VALIDATORS)]
         self.receivers = [f"br{LETTERS[i // 26]}{LETTERS[i % 26]}" for i in range(devices)]
         self.costs: dict[str, list[dict[str, int]]] = {}
@@ -117,7 +118,10 @@ class Bench:
     def attest(
         self, validator: str, devices: Iterable[str], version: int, name: str = "attest"
     ) -> Action:
-        verdicts = [{"hash": _digest("upload", d, version), "code": 1} for d in devices]
+        verdicts = [
+            {"slot": self.slots[d], "hash": _digest("upload", d, version), "code": 1}
+            for d in devices
+        ]
         return self.act(name, validator, version=version, validator=validator, verdicts=verdicts)
 
     def ram_of_owner(self) -> int:
@@ -131,8 +135,10 @@ class Bench:
         )
         create = self.fedlearning.createtask(self.owner, self.owner, terms)
         self.send([create], "createtask")
-        self.send([self.act("admit", self.owner, accounts=self.devices[:1], role=1)], "admit (1)")
-        for group in _groups(self.devices[1:], 50):
+        labels = ("admit (1), takes a page of ballots", "admit (1)")
+        for one, label in zip(self.devices, labels, strict=False):
+            self.send([self.act("admit", self.owner, accounts=[one], role=1)], label)
+        for group in _groups(self.devices[2:], 50):
             self.send([self.act("admit", self.owner, accounts=group, role=1)])
         self.send([self.act("admit", self.owner, accounts=self.validators, role=2)])
         for one in self.devices + self.validators:

@@ -376,6 +376,7 @@ def member(account: str, series: Sequence[int]) -> Member:
         set_cid="",
         set_hash=bytes(32),
         upload_version=1,
+        upload_slot=0,
         upload_hash=bytes(32),
         upload_cid="",
         series_hash=hashlib.sha256(packed).digest(),
@@ -387,7 +388,6 @@ def member(account: str, series: Sequence[int]) -> Member:
         upload_reason=VerdictCode.NONE,
         barred_until=0,
         opening_cid="",
-        verdicts=bytes(32),
     )
 
 

@@ -339,15 +339,15 @@ class Device:
             is_earlier = tuple(series) == tuple(earlier)
             return _name(checks.name_series(refusal, row, others, is_earlier=is_earlier).code)
         digest = hashlib.sha256(payload).digest()
-        sketch = measuring.update_sketch(codes)
-        refusal = checks.find_duplicate("phone2", digest, known, sketch)
+        mine = Known("phone2", 1, digest, False, measuring.update_sketch(codes))
+        refusal = checks.find_duplicate(mine, known)
         return _name(refusal.code if refusal else VerdictCode.ACCEPT)
 
     def known(self, account: str, update: FloatArray) -> Known:
         """Return an accepted upload of another device."""
         codes = self.codec.quantise(update)
         digest = hashlib.sha256(self.codec.to_bytes(codes)).digest()
-        return Known(account, digest, True, measuring.update_sketch(codes))
+        return Known(account, 0, digest, True, measuring.update_sketch(codes))
 
 
 def _name(code: VerdictCode) -> str:
@@ -541,12 +541,12 @@ def copies_cost(parameters: int, devices: int = COPIES) -> dict[str, float]:
     names = [_account(number) for number in range(devices)]
     sums = rng.integers(-(2**22), 2**22, (devices, measuring.SKETCH_NUMBERS))
     known = [
-        Known(name, rng.bytes(32), False, np.append(row, parameters).astype("<i8").tobytes())
-        for name, row in zip(names, sums, strict=True)
+        Known(name, slot, rng.bytes(32), False, np.append(row, parameters).astype("<i8").tobytes())
+        for slot, (name, row) in enumerate(zip(names, sums, strict=True))
     ]
     began = time.process_time()
     for one in known:
-        checks.find_duplicate(one.account, one.digest, known, one.sketch)
+        checks.find_duplicate(one, known)
     return {
         "devices": devices,
         "parameters": parameters,

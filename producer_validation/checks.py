@@ -35,7 +35,6 @@ import numpy.typing as npt
 from gradledger import envelope
 from gradledger.card import task_codec
 from gradledger.chain.contract import Member, Mode, Round, Rule, Task, VerdictCode
-from gradledger.chain.names import name_to_int
 from gradledger.codec import Codec
 from gradledger.envelope import HEADER_BYTES, READER_BYTES, TAG_BYTES, Header, Kind, PayloadCodec
 from gradledger.errors import (
@@ -166,6 +165,8 @@ class Known:
     ----------
     account : str
         Its device.
+    slot : int
+        Its place in the order in which the round's uploads were recorded.
     digest : bytes
         Of its payload.
     accepted : bool
@@ -175,6 +176,7 @@ class Known:
     """
 
     account: str
+    slot: int
     digest: bytes
     accepted: bool
     sketch: bytes = field(default=b"", repr=False)
@@ -646,30 +648,23 @@ def name_series(
 # ---- beside the round's other uploads -----------------------------------------------------------
 
 
-def find_duplicate(
-    account: str, digest: bytes, others: Iterable[Known], sketch: bytes = b""
-) -> Refusal | None:
+def find_duplicate(mine: Known, others: Iterable[Known]) -> Refusal | None:
     """Refuse a payload, or an update, that another device of the round sent as well.
 
     The same are two equal payloads, and two updates that are less than a hundredth of the longer
     one apart, by their sketches. Of several one is accepted: the one that the chain has accepted
-    already; while none is, the one whose account has the smallest 64-bit value. When each was
-    recorded is not in the tables, so that no fairer order is the same for everybody. Who copies
-    must have opened the original first, and that takes a validator's key (sealed mode: or the
-    owner's); by then the original has as a rule been accepted. In a round that commits before it
-    reveals nobody has the bytes before the last upload is recorded.
+    already; while none is, the one that was recorded first. Who copies must have opened the
+    original before, and that takes a validator's key (sealed mode: or the owner's). In a round that
+    commits before it reveals nobody has the bytes before the last upload is recorded.
 
     Parameters
     ----------
-    account : str
-        The device.
-    digest : bytes
-        Of its payload.
+    mine : Known
+        The upload; whether it is accepted does not matter.
     others : iterable of Known
         Uploads of the same round; only those that are acceptable otherwise, so that nobody can
-        have an honest upload refused with a copy that would be refused itself.
-    sketch : bytes
-        Of its update, where that is known.
+        have an honest upload refused with a copy that would be refused itself. This one may be
+        among them.
 
     Returns
     -------
@@ -681,19 +676,18 @@ def find_duplicate(
     different moments may vote differently; then neither copy gets a quorum, or one does. A copy
     that was altered by more, or (paillier mode) encrypted again, is not seen here.
     """
-    others = [one for one in others if one.account != account]
-    near = measuring.is_near(sketch, [one.sketch for one in others])
+    others = [one for one in others if one.account != mine.account]
+    near = measuring.is_near(mine.sketch, [one.sketch for one in others])
     same = [
-        one for one, is_near in zip(others, near, strict=True) if is_near or one.digest == digest
+        one
+        for one, is_near in zip(others, near, strict=True)
+        if is_near or one.digest == mine.digest
     ]
-    own = name_to_int(account)
-    winners = [one for one in same if one.accepted] or [
-        one for one in same if name_to_int(one.account) < own
-    ]
+    winners = [one for one in same if one.accepted] or [one for one in same if one.slot < mine.slot]
     if not winners:
         return None
-    first = min(winners, key=lambda one: name_to_int(one.account))
-    what = "the one" if first.digest == digest else "nearly the one"
+    first = min(winners, key=lambda one: one.slot)
+    what = "the one" if first.digest == mine.digest else "nearly the one"
     return Refusal(
         VerdictCode.DUPLICATE, f"expected an update of its own, got {what} of {first.account}"
     )
@@ -745,7 +739,8 @@ def judge(
         return opened.code, opened.reason
     refusal = check_payload(opened.payload, codec, key, measure)
     if refusal is None:
-        refusal = find_duplicate(member.account, opened.digest, others, opened.sketch)
+        mine = Known(member.account, member.upload_slot, opened.digest, False, opened.sketch)
+        refusal = find_duplicate(mine, others)
     else:
         refusal = name_series(refusal, member, rows, is_earlier=is_earlier)
     return (refusal.code, refusal.reason) if refusal else (VerdictCode.ACCEPT, "")

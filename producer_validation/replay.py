@@ -545,9 +545,10 @@ class _Updates:
         self._known: dict[str, Known] = {}
         self._digests: Counter[bytes] = Counter()
 
-    def add(self, account: str, opened: Opened) -> None:
+    def add(self, row: Member, opened: Opened) -> None:
         """Add a device's update, as if accepted before all others: any may be a copy of it."""
-        self._known[account] = Known(account, opened.digest, True, opened.sketch)
+        known = Known(row.account, row.upload_slot, opened.digest, True, opened.sketch)
+        self._known[row.account] = known
         self._digests[opened.digest] += 1
 
     def with_copies(self, account: str, truth: Truth) -> Truth:
@@ -563,8 +564,7 @@ class _Updates:
 
 def _copies_of(mine: Known, others: Sequence[Known]) -> bool:
     """Whether an update is that of one of the others."""
-    found = checks.find_duplicate(mine.account, mine.digest, others, mine.sketch)
-    return found is not None
+    return checks.find_duplicate(mine, others) is not None
 
 
 class _RoundReplay:
@@ -752,7 +752,7 @@ class _RoundReplay:
         if inner is None and self._key is not None and self._sums and _is_in_sum(case):
             self._add(opened.payload)
         if inner is None:
-            self._uploaded.add(case.row.account, opened)
+            self._uploaded.add(case.row, opened)
         return Truth(**told, is_told=True, inner=inner), opened.payload
 
     def _inner(
@@ -813,7 +813,7 @@ class _RoundReplay:
             self._opened.is_whole = False
             return Truth(**told, untold=str(error))
         if inner is None:
-            self._opened.add(case.row.account, openings.known_by(opening, self._codec))
+            self._opened.add(case.row, openings.known_by(opening, self._codec))
         return Truth(**told, is_told=True, inner=inner)
 
     def _inner_of_opening(

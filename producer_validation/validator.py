@@ -590,13 +590,12 @@ class _Pass:
     def judge(self, place: int, report: StepReport) -> None:
         """Judge the uploads that wait for this validator, window by window; attest in batches."""
         now = time.monotonic()
-        waiting = [
+        due = [
             row
             for row in self._uploads
-            if self._is_due(row)
-            and not row.verdicts[place]
-            and now >= self._work.pauses.get(row.upload_hash, _NO_PAUSE).until
+            if self._is_due(row) and now >= self._work.pauses.get(row.upload_hash, _NO_PAUSE).until
         ]
+        waiting = self._unjudged(due, place)
         if not waiting:
             return
         self._learn(report)
@@ -612,11 +611,26 @@ class _Pass:
                     if _key(row) in fresh:
                         self._say_verdict(row, refusal, report)
                     code = refusal.code if refusal else VerdictCode.ACCEPT
-                    said.append((row, Verdict(hash=row.upload_hash, code=code)))
+                    said.append(
+                        (row, Verdict(slot=row.upload_slot, hash=row.upload_hash, code=code))
+                    )
             if len(said) >= ATTEST_BATCH or time.monotonic() >= sent_at + ATTEST_WAIT_SEC:
                 self._attest_all(said, report)
                 said, sent_at = [], time.monotonic()
         self._attest_all(said, report)
+
+    def _unjudged(self, due: Sequence[Member], place: int) -> list[Member]:
+        """Return the uploads without this validator's verdict, in the order of their ballots.
+
+        The ballots are read after the members. One that is not there, or is another upload's, says
+        nothing: a fork took the upload away, or the round is over; the contract knows.
+        """
+        if not due:
+            return []
+        read = self._v.contract.ballots(self._task.id, 1 + max(row.upload_slot for row in due))
+        judged = {(slot, one.hash) for slot, one in enumerate(read) if one.verdicts[place]}
+        waiting = [row for row in due if (row.upload_slot, row.upload_hash) not in judged]
+        return sorted(waiting, key=lambda row: row.upload_slot)
 
     def _is_due(self, row: Member) -> bool:
         """Whether an upload takes verdicts now."""
@@ -802,8 +816,8 @@ class _Pass:
             is_won = self._is_won(other)
             is_rival = is_won or self._is_due(other)
             if is_rival and known is not None and known.refusal is None:
-                others.append(Known(other.account, known.digest, is_won, known.sketch))
-        return checks.find_duplicate(row.account, result.digest, others, result.sketch)
+                others.append(_known(other, known, is_won))
+        return checks.find_duplicate(_known(row, result, False), others)
 
     def _named(self, row: Member, refusal: Refusal) -> Refusal:
         """Say of a series that does not fit its update whose it is, where that is known."""
@@ -1040,6 +1054,10 @@ class _Audit(_Pass):
 def _key(row: Member) -> _Key:
     """Return what an upload's result hangs on; a fork may bring another CID of the same hash."""
     return row.upload_hash, row.upload_cid, row.opening_cid
+
+
+def _known(row: Member, result: _Result, is_won: bool) -> Known:
+    return Known(row.account, row.upload_slot, result.digest, is_won, result.sketch)
 
 
 def _can_judge(round_: Round) -> bool:

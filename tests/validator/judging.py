@@ -100,6 +100,7 @@ def make_member(account: str = "phone1", **changes: Any) -> Member:
         "set_cid": "",
         "set_hash": bytes(32),
         "upload_version": VERSION,
+        "upload_slot": 1,
         "upload_hash": bytes(32),
         "upload_cid": "",
         "series_hash": bytes(32),
@@ -111,7 +112,6 @@ def make_member(account: str = "phone1", **changes: Any) -> Member:
         "upload_reason": VerdictCode.NONE,
         "barred_until": 0,
         "opening_cid": "",
-        "verdicts": bytes(32),
     }
     return Member(**{**fields, **changes})
 

@@ -180,6 +180,13 @@ class Oracle:
         row = self.member(device)
         return row.upload_state, row.upload_reason
 
+    def said(self, device: str) -> bytes:
+        """Return what each validator said of a device's upload, a byte each."""
+        row = self.member(device)
+        ballot = self.contract.ballot(self.task, row.upload_slot)
+        assert ballot is not None and (ballot.device, ballot.hash) == (device, row.upload_hash)
+        return ballot.verdicts
+
     # ---- devices ----------------------------------------------------------------------------
 
     def upload(

@@ -222,7 +222,7 @@ def harmful_update(world: World) -> tuple[bytes, dict[str, Any]]:
 @row("paillier sealed", VerdictCode.DUPLICATE, "expected an update of its own, got the one of a")
 def copied(world: World) -> tuple[bytes, dict[str, Any]]:
     digest = hashlib.sha256(world.payload).digest()
-    return world.blob(), {"others": [Known("a", digest, False)]}
+    return world.blob(), {"others": [Known("a", 0, digest, False)]}
 
 
 GAIN_FIRST = 976_895  # the zero model's doubt: 1 + ln(1/2) / 30
@@ -449,28 +449,31 @@ def test_what_an_update_is_measured_with_follows_from_the_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("account", "others", "winner"),
+    ("slot", "others", "winner"),
     [
-        ("b", [], None),
-        ("b", [("b", "same", False)], None),  # itself
-        ("b", [("c", "same", False)], None),  # the smaller account stays
-        ("b", [("a", "same", False)], "a"),
-        ("b", [("a", "other", False)], None),
-        ("b", [("c", "same", True)], "c"),  # accepted already: it stays whatever its name
-        ("b", [("c", "same", True), ("a", "same", False)], "c"),
-        ("b", [("a", "same", False), ("a1", "same", False)], "a"),
+        (5, [], None),
+        (5, [(5, "same", False)], None),  # itself
+        (5, [(6, "same", False)], None),  # the first stays
+        (5, [(4, "same", False)], 4),
+        (5, [(4, "other", False)], None),
+        (5, [(6, "same", True)], 6),  # accepted already: it stays wherever it is
+        (5, [(6, "same", True), (4, "same", False)], 6),
+        (5, [(4, "same", False), (3, "same", False)], 3),
     ],
 )
 def test_of_equal_payloads_one_stays(
-    account: str, others: list[tuple[str, str, bool]], winner: str | None
+    slot: int, others: list[tuple[int, str, bool]], winner: int | None
 ) -> None:
-    known = [Known(name, digest.encode(), accepted) for name, digest, accepted in others]
-    refusal = checks.find_duplicate(account, b"same", known)
+    known = [
+        Known(f"phone{9 - place}", place, digest.encode(), accepted)
+        for place, digest, accepted in others
+    ]
+    refusal = checks.find_duplicate(Known(f"phone{9 - slot}", slot, b"same", False), known)
     if winner is None:
         assert refusal is None
     else:
         assert refusal is not None and refusal.code is VerdictCode.DUPLICATE
-        assert refusal.reason == f"expected an update of its own, got the one of {winner}"
+        assert refusal.reason == f"expected an update of its own, got the one of phone{9 - winner}"
 
 
 @given(
@@ -478,13 +481,13 @@ def test_of_equal_payloads_one_stays(
     st.sets(st.sampled_from("abcdefgh")),
 )
 def test_exactly_one_of_several_pending_copies_stays(names: list[str], accepted: set[str]) -> None:
-    known = [Known(name, b"same", name in accepted) for name in names]
+    known = [Known(name, slot, b"same", name in accepted) for slot, name in enumerate(names)]
     left = [
-        name
-        for name in names
-        if name not in accepted and checks.find_duplicate(name, b"same", known) is None
+        one.account
+        for one in known
+        if not one.accepted and checks.find_duplicate(one, known) is None
     ]
-    assert len(left) == (0 if accepted & set(names) else 1)
+    assert left == ([] if accepted & set(names) else names[:1])
 
 
 # ---- whatever the bytes -------------------------------------------------------------------------

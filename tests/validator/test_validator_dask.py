@@ -326,10 +326,10 @@ def test_a_validator_started_with_the_option_judges_and_stops(
         stage.open()
         stage.upload(stage.devices[0])
         place = stage.round().validators.index(name)
-        step_until([], lambda: stage.member(stage.devices[0]).verdicts[place])
+        step_until([], lambda: stage.said(stage.devices[0])[place])
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 0
-    assert stage.member(stage.devices[0]).verdicts[place] == VerdictCode.ACCEPT
+    assert stage.said(stage.devices[0])[place] == VerdictCode.ACCEPT
     assert "event=stopped" in errors and "Traceback" not in errors
     assert len(others) == 3

@@ -52,10 +52,11 @@ class Told:
 
     def judge(self, device: str, codes: dict[str, Code], *, is_audit: bool = False) -> None:
         """Let validators say codes on a device's upload."""
-        stage, digest = self.stage, self.stage.member(device).upload_hash
+        stage, row = self.stage, self.stage.member(device)
         act = stage.contract.attestaudit if is_audit else stage.contract.attest
         for judge, code in codes.items():
-            stage.push(act(stage.task, 1, judge, [Verdict(hash=digest, code=code)]), judge)
+            verdict = Verdict(slot=row.upload_slot, hash=row.upload_hash, code=code)
+            stage.push(act(stage.task, 1, judge, [verdict]), judge)
 
 
 def named(report: VerdictsReport) -> dict[tuple[str, bool], tuple[Code, Code]]:
@@ -65,7 +66,7 @@ def named(report: VerdictsReport) -> dict[tuple[str, bool], tuple[Code, Code]]:
 
 def said_of(stage: Oracle, device: str) -> bytes:
     """Return the verdicts on a device's upload."""
-    return stage.member(device).verdicts.replace(b"\0", b"")
+    return stage.said(device).replace(b"\0", b"")
 
 
 SEALED = {  # what the liar says of whom, and what is to be said; the rest of it is true

@@ -37,7 +37,7 @@ EXPIRATION_SEC_MAX = 600
 JUMP_SEC_MAX = 1800  # a transaction made for the time after a jump is valid before it as well
 WAIT_SEC_MAX = 20.0
 BLOCK_SEC = 0.5
-OWNERS, DEVICES, VALIDATORS = 2, 6, 4
+OWNERS, DEVICES, VALIDATORS, BYSTANDERS = 2, 6, 4, 28
 CHECK_CODES = (3050003, 3050004)
 AUTHORITY_CODES = range(3090000, 3100000)
 SLOW_CODES = range(3080004, 3082000)
@@ -108,6 +108,8 @@ class Arena:
         The last device's own contract refuses every transfer to it.
     stranger : str
         A member of nothing.
+    bystanders : list of str
+        Accounts that do nothing; in the table of members they come after all others.
     token, forger : str
         The token of the tasks, and a contract that notifies of transfers that never were.
     """
@@ -119,7 +121,8 @@ class Arena:
         info = self.client.get_info()
         self.chain_id, self._block_id = info.chain_id, info.irreversible_id
         self._numbers, self._names = itertools.count(), itertools.count()
-        accounts = self.world.accounts(OWNERS + DEVICES + VALIDATORS + 2)
+        accounts = self.world.accounts(OWNERS + DEVICES + VALIDATORS + 2 + BYSTANDERS)
+        accounts, self.bystanders = accounts[:-BYSTANDERS], accounts[-BYSTANDERS:]
         self.owners, rest = accounts[:OWNERS], accounts[OWNERS:]
         self.devices, rest = rest[:DEVICES], rest[DEVICES:]
         self.validators, (self.stranger, self.forger) = rest[:VALIDATORS], rest[VALIDATORS:]
@@ -135,6 +138,7 @@ class Arena:
     def new_model(self) -> Model:
         """Return the model of what is there now."""
         known = [*self.owners, *self.devices, *self.validators, self.stranger, self.forger]
+        known += self.bystanders
         kinds = [(self.token, TOK), (self.token, BAD), (self.world.token, TOK)]
         holders = [self.contract, *self.owners, *self.devices]
         return Model(

@@ -57,6 +57,7 @@ INDEX_MAX = 7
 CLEAR_SEC = 10  # past a deadline, where it makes no difference how fast this machine is
 HONEST_COST = 60
 HASHES = ("fresh", "of another", "same prefix", "an account", "short", "long", "zero")
+SLOTS = ("right", "next", "past the last", "far")
 FALL = [900_000, 100_000, 50_000]  # meets every rule with tau = 100,000
 SERIES = [
     *([1, 0], [400_000, 400_000], [1, 2, 3], [99_999], [100_000], [500_000, 400_000, 300_000]),
@@ -191,6 +192,7 @@ class ContractMachine(RuleBasedStateMachine):
         devices_max=st.integers(4, 7),
         members=st.tuples(*[st.integers(4, 6)] * TASKS),
         validators=st.tuples(*[st.integers(1, 4)] * TASKS),
+        crowded=st.tuples(*[mostly(False, True, share=3)] * TASKS),
         funds=st.tuples(*[st.sampled_from([100_000, 2_000, 700])] * TASKS),
         rules=st.tuples(*[st.sampled_from(list(Rule))] * TASKS),
         lots=st.tuples(*[st.sampled_from(shares) for shares in LOTS]),
@@ -206,6 +208,7 @@ class ContractMachine(RuleBasedStateMachine):
         devices_max: int,
         members: Sequence[int],
         validators: Sequence[int],
+        crowded: Sequence[bool],
         funds: Sequence[int],
         rules: Sequence[Rule],
         lots: Sequence[int],
@@ -231,7 +234,7 @@ class ContractMachine(RuleBasedStateMachine):
                 mode=0 if lots[at] else modes[at],
                 validators_kind=int(by_producers),
                 silence=silences[at],
-                devices_max=devices_max,
+                devices_max=devices_max + crowded[at] * len(self.arena.bystanders),
                 lot_e6=lots[at],
                 bar_rounds=bars[at],
             )
@@ -240,6 +243,10 @@ class ContractMachine(RuleBasedStateMachine):
             judges = self.arena.validators[: validators[at]]
             judges = [self.arena.producer] if by_producers else judges
             self.do("admit", owner, task=task, accounts=devices, role=DEVICE)
+            if crowded[at]:
+                # devices that never join: with some of the others, one page of ballots or two
+                crowd = self.arena.bystanders
+                self.do("admit", owner, task=task, accounts=crowd, role=DEVICE)
             self.do("admit", owner, task=task, accounts=judges, role=VALIDATOR)
             for account in (*devices, *judges):
                 classes = 7 if account in devices else 0
@@ -341,10 +348,10 @@ class ContractMachine(RuleBasedStateMachine):
             found = self.model.tasks[self.tasks[task]]
             place %= len(newest.validators)
             said = [
-                {"hash": one.upload_hash, "code": codes[place % len(codes)]}
+                _verdict(one, codes[place % len(codes)])
                 for one in found.of_role(DEVICE)
                 if one.upload_version == found.version
-                and not one.verdict(place)
+                and not found.ballot(one).verdict(place)
                 and (newest.state != AUDITING or one.opening_cid != ZERO)
             ]
             if not said:
@@ -359,7 +366,9 @@ class ContractMachine(RuleBasedStateMachine):
         validator=indices,
         actor=actors,
         offset=version_offsets,
-        verdicts=st.lists(st.tuples(indices, mostly(ACCEPT, 0, 2, 4, 17, 18, 255)), max_size=3),
+        verdicts=st.lists(
+            st.tuples(indices, mostly(ACCEPT, 0, 2, 4, 17, 18, 255), mostly(*SLOTS)), max_size=3
+        ),
         everything=mostly(True, False),
         code=mostly(ACCEPT, 4),
         unknown=mostly(False, True),
@@ -371,7 +380,7 @@ class ContractMachine(RuleBasedStateMachine):
         validator: int,
         actor: str,
         offset: int,
-        verdicts: list[tuple[int, int]],
+        verdicts: list[tuple[int, int, str]],
         everything: bool,
         code: int,
         unknown: bool,
@@ -380,14 +389,13 @@ class ContractMachine(RuleBasedStateMachine):
         found = self.model.tasks[self.tasks[task]]
         account = self.judge(found, validator)
         uploads = [one for one in found.of_role(DEVICE) if one.upload_version]
-        said = [{"hash": one.upload_hash, "code": code} for one in uploads] if everything else []
+        said = [_verdict(one, code) for one in uploads] if everything else []
         if not everything and uploads:
-            said = [
-                {"hash": uploads[index % len(uploads)].upload_hash, "code": code_}
-                for index, code_ in verdicts
-            ]
+            for index, code_, slot in verdicts:
+                one = _verdict(uploads[index % len(uploads)], code_)
+                said.append({**one, "slot": self.slot_of_kind(found, one["slot"], slot)})
         if unknown:
-            said.append({"hash": digest("unknown"), "code": code})
+            said.append({"slot": 0, "hash": digest("unknown"), "code": code})
         data = {"version": self.version(found, offset), "validator": account, "verdicts": said}
         audit = bool(found.unsettled and found.unsettled.state == AUDITING) != mistaken
         name = "attestaudit" if audit else "attest"
@@ -791,6 +799,10 @@ class ContractMachine(RuleBasedStateMachine):
             "zero": ZERO,
         }[kind]
 
+    def slot_of_kind(self, task: Task, right: int, kind: str) -> int:
+        uploads = task.unsettled.uploads if task.unsettled else 0
+        return {"right": right, "next": right + 1, "past the last": uploads, "far": 2**32 - 1}[kind]
+
     def upload_cid(self, newest: Round | None, kind: str) -> str:
         """Return the CID that an upload comes with: none, where it is revealed later."""
         text = self.cid_of_kind(kind)
@@ -815,7 +827,8 @@ class ContractMachine(RuleBasedStateMachine):
         elif newest.state == SUMMING:
             self.vote_or_push(task, newest, mood)
         elif newest.state == SUMMED:
-            data = {"version": task.version, "limit": 4, "caller": task.owner}
+            limit = len(task.members) // 2
+            data = {"version": task.version, "limit": limit, "caller": task.owner}
             self.do("settle", task.owner, task=task.id, **data)
 
     def open_plainly(self, task: Task) -> None:
@@ -965,12 +978,9 @@ class ContractMachine(RuleBasedStateMachine):
         for place, validator in enumerate(newest.validators if codes else []):
             code = codes[place % len(codes)]
             said = [
-                {
-                    "hash": one.upload_hash,
-                    "code": UNREVEALED if one.upload_cid == ZERO else code,
-                }
+                _verdict(one, UNREVEALED if one.upload_cid == ZERO else code)
                 for one in uploads
-                if not one.verdict(place) and one.account != self.arena.hostile
+                if not task.ballot(one).verdict(place) and one.account != self.arena.hostile
             ]
             if said and self.is_judge(task, validator):
                 data = {"version": task.version, "validator": validator, "verdicts": said}
@@ -1098,6 +1108,11 @@ class ContractMachine(RuleBasedStateMachine):
         assert row == task.row()
         members = self.arena.rows("members", task.id)
         assert members == [asdict(member) for member in task.ordered()]
+        pages = self.arena.rows("ballots", task.id)
+        assert pages == [
+            {"page": number, "ballots": [asdict(ballot) for ballot in page]}
+            for number, page in enumerate(task.pages())
+        ]
         # a round that was settled before the last one is looked at again in the end
         least = 0 if all_rounds else task.version - 1
         rounds = self.arena.rows("rounds", task.id, least=least)
@@ -1154,6 +1169,10 @@ def check_money(
         assert counts[REFUSED] == one["refused"]
         assert prices[PENDING] + prices[ACCEPTED] + prices[DRAWN] == one["reserved"]
         assert prices[PAID] == one["paid"]
+
+
+def _verdict(upload: Member, code: int) -> dict[str, Any]:
+    return {"slot": upload.upload_slot, "hash": upload.upload_hash, "code": code}
 
 
 def _without_frontier(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from contracts.world import (
 )
 
 from gradledger import csves
-from gradledger.chain.contract import ERROR_SCALE, Rule
+from gradledger.chain.contract import BALLOTS_PER_ROW, ERROR_SCALE, BallotStage, Rule
 from gradledger.chain.names import AMOUNT_MAX, Asset, Symbol, name_to_int
 from gradledger.cid import cid_to_digest
 from gradledger.errors import ConfigError
@@ -58,9 +58,11 @@ ROW_EXTRA = 112
 INDEX_EXTRA = 128
 TABLE_EXTRA = 112
 TASK_ROW = 205
-MEMBER_ROW = 304
+MEMBER_ROW = 276
+PAGE_ROW = 4 + 1 + BALLOTS_PER_ROW * (8 + 32 + 1 + 32)
 ROUND_ROW = 306 + 4  # with four empty vectors
-ROUND_PER_VALIDATOR = 8 + 64 + 64
+ROUND_PER_VALIDATOR = 8 + 64
+ROUND_PER_LOT = 64
 ROUND_FRONTIER = 16 * 32
 
 
@@ -90,6 +92,7 @@ class Member:
     set_cid: str = ZERO
     set_hash: str = ZERO
     upload_version: int = 0
+    upload_slot: int = 0
     upload_hash: str = ZERO
     upload_cid: str = ZERO
     series_hash: str = ZERO
@@ -101,6 +104,22 @@ class Member:
     upload_reason: int = 0
     barred_until: int = 0
     opening_cid: str = ZERO
+
+    @property
+    def index_key(self) -> int:
+        """Key of a device in the index `byhash`."""
+        if self.upload_version == 0:
+            return name_to_int(self.account)
+        return int(self.upload_hash[:16], 16)
+
+
+@dataclass
+class Ballot:
+    """What lies in one slot of `ballots`."""
+
+    device: str = ""
+    hash: str = ZERO
+    stage: int = 0
     verdicts: str = ZERO
 
     def verdict(self, place: int) -> int:
@@ -110,13 +129,6 @@ class Member:
         verdicts = bytearray.fromhex(self.verdicts)
         verdicts[place] = code
         self.verdicts = verdicts.hex()
-
-    @property
-    def index_key(self) -> int:
-        """Key of a device in the index `byhash`."""
-        if self.upload_version == 0:
-            return name_to_int(self.account)
-        return int(self.upload_hash[:16], 16)
 
 
 @dataclass
@@ -206,6 +218,7 @@ class Task:
     withdrawn: int = 0
     members: dict[str, Member] = field(default_factory=dict)
     rounds: dict[int, Round] = field(default_factory=dict)
+    slots: list[Ballot] = field(default_factory=list)  # whole pages of them
 
     def copy(self) -> Task:
         """Return a copy that shares what no action changes any more."""
@@ -213,7 +226,8 @@ class Task:
         if self.unsettled:
             rounds[self.version] = copy.deepcopy(self.unsettled)
         members = {account: replace(member) for account, member in self.members.items()}
-        return replace(self, members=members, rounds=rounds)
+        slots = [replace(ballot) for ballot in self.slots]
+        return replace(self, members=members, rounds=rounds, slots=slots)
 
     @property
     def unsettled(self) -> Round | None:
@@ -237,6 +251,21 @@ class Task:
     def of_role(self, role: int) -> list[Member]:
         return [member for member in self.ordered() if member.role == role]
 
+    def ballot(self, upload: Member) -> Ballot:
+        """Return the ballot on an upload of the unsettled round."""
+        return self.slots[upload.upload_slot]
+
+    def make_room(self) -> None:
+        """Have as many slots, in whole pages, as there are devices."""
+        pages = -(-len(self.of_role(DEVICE)) // BALLOTS_PER_ROW)
+        del self.slots[pages * BALLOTS_PER_ROW :]
+        self.slots += [Ballot() for _ in range(pages * BALLOTS_PER_ROW - len(self.slots))]
+
+    def pages(self) -> list[list[Ballot]]:
+        """Return the ballots of each row of `ballots`."""
+        starts = range(0, len(self.slots), BALLOTS_PER_ROW)
+        return [self.slots[start : start + BALLOTS_PER_ROW] for start in starts]
+
     def row(self) -> dict[str, Any]:
         """Return the row of `tasks`."""
         return {
@@ -258,8 +287,10 @@ class Task:
         # `byhash` shares the table of the rows, `validators` is one of its own
         total += TABLE_EXTRA * (bool(self.members) + bool(self.of_role(VALIDATOR)))
         total += TABLE_EXTRA * bool(self.rounds) + (ROUND_ROW + ROW_EXTRA) * len(self.rounds)
+        total += TABLE_EXTRA * bool(self.slots) + (PAGE_ROW + ROW_EXTRA) * len(self.pages())
         if self.unsettled:
             total += ROUND_PER_VALIDATOR * len(self.unsettled.validators) + ROUND_FRONTIER
+            total += ROUND_PER_LOT * len(self.unsettled.lots)
         return total
 
 
@@ -366,6 +397,7 @@ class Model:
             refuse_if(account == self.contract, "bad_parameter")
             refuse_if(account in task.members, "already_member")
             task.members[account] = Member(account, role)
+            task.make_room()
 
     def _remove(self, task_id: str, actor: str, now: int, *, account: str) -> None:
         task = self._task(task_id)
@@ -377,6 +409,7 @@ class Model:
         if newest and member.role == VALIDATOR:
             refuse_if(account in newest.validators, "round_open")
         del task.members[account]
+        task.make_room()
 
     def _issueset(
         self, task_id: str, actor: str, now: int, *, device: str, version: int, cid: str, hash: str
@@ -439,7 +472,7 @@ class Model:
             training=dict(training),
             validators=validators,
             sums=[{"hash": ZERO, "cid": ZERO} for _ in validators],
-            lots=[{"commitment": ZERO, "value": ZERO} for _ in validators],
+            lots=[{"commitment": ZERO, "value": ZERO} for _ in validators] if lots else [],
             **{name: terms[name] for name in copied},
         )
 
@@ -527,14 +560,16 @@ class Model:
         refuse_if(not csves.meets(rule, errors, newest.tau, held), f"csves_{rule.name.lower()}")
         amount = cost * newest.price
         refuse_if(amount > task.free, "budget_short")
-        member.upload_version, member.upload_hash, member.upload_cid = version, hash, digest
+        member.upload_version, member.upload_slot = version, newest.uploads
+        member.upload_hash, member.upload_cid = hash, digest
         packed = b"".join(error.to_bytes(4, "little") for error in errors)
         member.series_hash = hashlib.sha256(packed).hexdigest()
         member.upload_cost = cost
         member.error_first, member.error_last = errors[0], errors[-1]
         member.error_before = errors[-2:][0]
-        member.upload_state, member.upload_reason, member.verdicts = PENDING, 0, ZERO
-        member.opening_cid = ZERO
+        member.upload_state, member.upload_reason, member.opening_cid = PENDING, 0, ZERO
+        stage = BallotStage.HIDDEN if digest == ZERO else BallotStage.OPEN
+        task.slots[newest.uploads] = Ballot(member.account, hash, stage)
         newest.uploads += 1
         newest.pending += 1
         newest.reserved += amount
@@ -553,6 +588,7 @@ class Model:
         refuse_if(now >= newest.reveal_deadline, "deadline_passed")
         refuse_if(upload.upload_cid != ZERO, "already_revealed")
         upload.upload_cid = _cid(cid)
+        self.tasks[task_id].ballot(upload).stage = BallotStage.OPEN
 
     def _openupload(
         self, task_id: str, actor: str, now: int, *, device: str, version: int, cid: str
@@ -563,6 +599,7 @@ class Model:
         refuse_if(now >= newest.audit_deadline, "deadline_passed")
         refuse_if(upload.opening_cid != ZERO, "already_opened")
         upload.opening_cid = _cid(cid)
+        self.tasks[task_id].ballot(upload).stage = BallotStage.OPENED
 
     def _upload(self, task_id: str, actor: str, device: str, version: int) -> tuple[Round, Member]:
         """Return the newest round and the upload that the device has in it."""
@@ -602,29 +639,25 @@ class Model:
         for said in verdicts:
             code = said["code"]
             refuse_if(not 1 <= code <= VERDICT_LAST, "bad_verdict")
-            uploads = [
-                member
-                for member in task.of_role(DEVICE)
-                if member.upload_version == version and member.upload_hash == said["hash"]
-            ]
-            refuse_if(not uploads, "unknown_upload")
-            upload = uploads[0]
-            opened = upload.opening_cid != ZERO
-            refuse_if(audit and not opened, "not_opened")
-            if not audit and (opened or upload.upload_state == DRAWN):
+            refuse_if(said["slot"] >= newest.uploads, "unknown_upload")
+            ballot = task.slots[said["slot"]]
+            refuse_if(ballot.hash != said["hash"], "unknown_upload")
+            upload = task.members[ballot.device]
+            refuse_if(audit and ballot.stage < BallotStage.OPENED, "not_opened")
+            if not audit and ballot.stage >= BallotStage.DRAWN:
                 continue
-            refuse_if(upload.verdict(place), "already_attested")
-            upload.judge(place, code)
+            refuse_if(ballot.verdict(place), "already_attested")
+            ballot.judge(place, code)
             if upload.upload_state != (DRAWN if audit else PENDING):
                 continue
             if upload.upload_cid == ZERO:
                 early = newest.state == OPEN or now < newest.reveal_deadline
                 refuse_if(code == ACCEPT or early, "not_revealed")
             refuse_if(newest.state != OPEN and now >= newest.verdicts_end, "deadline_passed")
-            reason = _decision(upload, newest)
+            reason = _decision(ballot, newest)
             if not reason:
                 continue
-            decided = True
+            decided, ballot.stage = True, BallotStage.AUDITED if audit else BallotStage.DECIDED
             if reason == ACCEPT and not audit and task.terms["lot_e6"]:
                 upload.upload_state = ACCEPTED
                 newest.pending -= 1
@@ -776,9 +809,9 @@ def _visit(task: Task, newest: Round, limit: int) -> Iterator[Member]:
     yield from left[:limit]
 
 
-def _decision(upload: Member, newest: Round) -> int:
+def _decision(ballot: Ballot, newest: Round) -> int:
     """Return the reason of what the verdicts on an upload decide, 0 while they do not."""
-    codes = [upload.verdict(place) for place in range(len(newest.validators))]
+    codes = [ballot.verdict(place) for place in range(len(newest.validators))]
     refusals = [code for code in codes if code > ACCEPT]
     if codes.count(ACCEPT) >= newest.quorum:
         return ACCEPT
@@ -792,7 +825,9 @@ def _push_upload(
 ) -> list[Payment]:
     """Do what `push` does with an upload once the time of the phase is up."""
     silence_pays = task.terms["silence"] == SILENCE_PAYS
+    ballot = task.ballot(upload)
     if (phase, upload.upload_state) == (VERIFYING, PENDING):
+        ballot.stage = BallotStage.DECIDED
         if upload.upload_cid == ZERO:
             return _decide(task, newest, upload, UNREVEALED, False)
         reason = UNDELIVERED if last else SILENCE
@@ -802,7 +837,7 @@ def _push_upload(
             return _decide(task, newest, upload, UNANSWERED, False)
         if not last:  # a last opening has time for verdicts
             return []
-        gone = now >= newest.verdicts_end
+        gone, ballot.stage = now >= newest.verdicts_end, BallotStage.AUDITED
         reason = UNDELIVERED if gone else SILENCE
         return _decide(task, newest, upload, reason, silence_pays and not gone)
     if (phase, upload.upload_state) != (DRAWING, ACCEPTED):
@@ -811,7 +846,7 @@ def _push_upload(
         return _decide(task, newest, upload, UNDELIVERED, False)
     if not is_drawn(newest.values(), upload.upload_hash, task.terms["lot_e6"]):
         return _decide(task, newest, upload, ACCEPT, True)
-    upload.upload_state, upload.verdicts = DRAWN, ZERO
+    upload.upload_state, ballot.stage, ballot.verdicts = DRAWN, BallotStage.DRAWN, ZERO
     newest.held -= 1
     newest.drawn += 1
     return []

@@ -115,9 +115,7 @@ def test_lots_draw_those_that_python_computes(world: World) -> None:
     pairs = list(zip(scene.validators, values, strict=True))
     scene.do(scene.open(), *[scene.commit_lot(v, value=value) for v, value in pairs])
     scene.do(*[scene.upload(d, hash=hashes[d]) for d in scene.devices])
-    said = [{"hash": one, "code": 1} for one in hashes.values()]
-    for v in scene.quorum():
-        scene.do(scene.act("attest", v, version=1, validator=v, verdicts=said))
+    scene.do(*[scene.verdict(v, scene.devices) for v in scene.quorum()])
     scene.do(scene.close(), *[scene.reveal_lot(v, value=value) for v, value in pairs])
     places = {
         d: [
@@ -207,7 +205,7 @@ def test_from_acceptance_to_pay_through_an_audit(world: World) -> None:
     assert balances(scene) == [0, 0, 0] and scene.money()["reserved"] == 3 * PRICE
     late, first = scene.validators[3], scene.devices[0]
     scene.do(scene.close(), scene.verdict(late, [first], code=MALFORMED))
-    assert scene.member(first)["verdicts"] == "01010104" + "00" * 28  # and that is all it does
+    assert scene.ballot(first)["verdicts"] == "01010104" + "00" * 28  # and that is all it does
     assert scene.round()["state"] == DRAWING
     scene.do(*[scene.reveal_lot(v) for v in scene.validators], scene.push_on(world.creator))
     found = scene.round()
@@ -216,7 +214,7 @@ def test_from_acceptance_to_pay_through_an_audit(world: World) -> None:
     # a verdict from before the draw is none on what was opened
     scene.do(scene.verdict(late, scene.devices), *[scene.opening(d) for d in scene.devices])
     scene.do(scene.verdict(scene.validators[0], scene.devices))
-    assert {scene.member(d)["verdicts"] for d in scene.devices} == {ZERO}
+    assert {scene.ballot(d)["verdicts"] for d in scene.devices} == {ZERO}
     assert scene.member(first)["opening_cid"] == cid_to_digest(cid("opening", first, 1)).hex()
     for validator in scene.quorum():
         assert balances(scene) == [0, 0, 0]
@@ -345,7 +343,7 @@ def test_a_quorum_refuses_whatever_its_reasons(
         scene.do(scene.verdict(validator, [device], code=code))
     row = scene.member(device)
     assert (row["upload_state"], row["upload_reason"]) == (REFUSED, reason)
-    assert row["verdicts"] == bytes(codes).ljust(32, b"\0").hex()
+    assert scene.ballot(device)["verdicts"] == bytes(codes).ljust(32, b"\0").hex()
     assert scene.round()["state"] == SUMMED and scene.money()["free"] == 1_000_000
 
 

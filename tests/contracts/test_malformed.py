@@ -121,7 +121,7 @@ class Stage:
         world = self.world
         found: list[Any] = [
             [list(world.client.table_rows(world.contract, world.contract, "tasks", abi=ABI))],
-            [[scene.members(), scene.rounds()] for scene in self.scenes],
+            [[scene.members(), scene.rounds(), scene.pages()] for scene in self.scenes],
             [[world.balance(one, self.token), world.ram(one)] for one in self.accounts],
             world.balance(world.contract, self.token),
         ]
@@ -201,11 +201,12 @@ def make_base(
 
 NO_CIDS = ["", "Qm", cid("a")[:-1], cid("a") + "1", "0" + cid("a")[1:], "z" * 46]
 NO_VERSIONS = [0, 2, 2**32 - 1]
+NO_SLOTS = [1, 3, 31, 32, 2**31, 2**32 - 1]  # of the first device
 
 
 def no_verdicts(verdict: dict[str, Any]) -> list[list[dict[str, Any]]]:
     """Return what no list of verdicts may be."""
-    wrong = ({"code": 0}, {"code": 18}, {"hash": ZERO})
+    wrong = ({"code": 0}, {"code": 18}, {"hash": ZERO}, *[{"slot": n} for n in NO_SLOTS])
     return [[], [verdict, verdict], *[[{**verdict, **one}] for one in wrong]]
 
 
@@ -224,7 +225,11 @@ def audit_bases(opened: Scene, verifying: Scene, drawing: Scene, auditing: Scene
         known = {"task": scene.task, "version": 1, **who, **data}
         return make_base(scene.world, name, actor, known, {"version": NO_VERSIONS, **illegal})
 
-    verdict = {"hash": digest("upload", auditing.task, auditing.devices[0], 1), "code": 1}
+    verdict = {
+        "slot": 0,
+        "hash": digest("upload", auditing.task, auditing.devices[0], 1),
+        "code": 1,
+    }
     value = lot_value(drawing.validators[0], 1)
     return [
         base("commitlot", opened, "last", {"commitment": digest("lot")}, {"commitment": [ZERO]}),
@@ -254,7 +259,7 @@ def make_bases(
     """Return one action of each kind, with values that its fields may never have."""
     contract, device = world.contract, opened.devices[1]
     upload = opened.upload_data(device)
-    verdict = {"hash": digest("upload", opened.task, opened.devices[0], 1), "code": 1}
+    verdict = {"slot": 0, "hash": digest("upload", opened.task, opened.devices[0], 1), "code": 1}
     round_data = round_document(2, budget=1000)
 
     def base(
@@ -504,7 +509,7 @@ def _has_length(kind: str) -> bool:
 
 def _huge_vector(rng: random.Random, base: Base, bases: list[Base]) -> bytes:
     """Fill a vector or text with more than any action takes, or send more than is read at all."""
-    sizes = {"uint32[]": 4, "name[]": 8, "verdict[]": 33, "string": 1, "bytes": 1}
+    sizes = {"uint32[]": 4, "name[]": 8, "verdict[]": 37, "string": 1, "bytes": 1}
     most = {"uint32[]": 64, "name[]": 100, "verdict[]": 500, "string": 300, "bytes": 32}
     places = [at for at, (kind, _) in enumerate(base.fields) if kind in sizes]
     if not places:

@@ -180,6 +180,22 @@ def training(name: str, value: int, message: str, **fields: Any) -> Row:
     return Row(f"openround-{name}", created, lambda s: s.open(training=recipe, **fields), message)
 
 
+def said_of(
+    scene: Scene, *slots: int, hash_of: int | None = None, version: int = 1, action: str = "attest"
+) -> Action:
+    """Return the first validator's verdicts on these slots, right unless another hash is asked.
+
+    The hashes are those of the first round's uploads, in the order of the devices.
+    """
+    hashes = [digest("upload", scene.task, device, 1) for device in scene.devices]
+    verdicts = [
+        {"slot": slot, "hash": hashes[(slot if hash_of is None else hash_of) % 3], "code": 1}
+        for slot in slots
+    ]
+    data = {"version": version, "validator": scene.validators[0], "verdicts": verdicts}
+    return scene.act(action, scene.validators[0], **data)
+
+
 LOTS = {"lot_e6": 1_000_000, "bar_rounds": 2}
 PHASES = "verifying, drawing, auditing or summing"
 NO_DIGEST = digest_to_cid(bytes(32))
@@ -468,6 +484,12 @@ ROWS = [
         "already_attested: {v0} has judged the upload of {d0} in round 1",
     ),
     Row(
+        "attest-twice-in-one-batch-one-decides",
+        after(lambda s: [s.verdict(v, s.devices[:3]) for v in s.quorum()[1:]], uploaded),
+        lambda s: s.verdict(s.validators[0], [*s.devices[:2], s.devices[0]]),
+        "already_attested: {v0} has judged the upload of {d0} in round 1",
+    ),
+    Row(
         "attest-twice-after-the-decision",
         decided,
         lambda s: s.verdict(s.validators[0], s.devices[:1]),
@@ -498,22 +520,43 @@ ROWS = [
         "round_not_open: expected round 1 to be unsettled, it is settled",
     ),
     Row(
-        "attest-unknown-upload",
+        "attest-unknown-hash",
         uploaded,
-        lambda s: s.verdict(s.validators[0], [s.devices[0], s.devices[3]]),
-        "unknown_upload: no upload of round 1 has the hash of the verdict",
+        lambda s: s.verdict(s.validators[0], [s.devices[1], s.devices[3]]),
+        "unknown_upload: expected the hash of the upload in slot 0 of round 1, got another",
+    ),
+    Row(
+        "attest-hash-of-another-slot",
+        uploaded,
+        lambda s: said_of(s, 2, hash_of=1),
+        "unknown_upload: expected the hash of the upload in slot 2 of round 1, got another",
+    ),
+    *[
+        Row(
+            f"attest-slot-{slot}",
+            uploaded,
+            lambda s, slot=slot: said_of(s, 0, slot),  # behind one that is right
+            f"unknown_upload: expected a slot below 3, the uploads of round 1, got {slot}",
+        )
+        for slot in (3, 31, 32, 2**32 - 1)
+    ],
+    Row(
+        "attest-before-any-upload",
+        opened,
+        lambda s: said_of(s, 0, hash_of=0),
+        "unknown_upload: expected a slot below 0, the uploads of round 1, got 0",
     ),
     Row(
         "attest-upload-of-an-older-round",
         reopened,
-        lambda s: s.act(
-            "attest",
-            s.validators[0],
-            version=2,
-            validator=s.validators[0],
-            verdicts=[{"hash": s.upload_data(s.devices[0], 1)["hash"], "code": 1}],
-        ),
-        "unknown_upload: no upload of round 2 has the hash of the verdict",
+        lambda s: said_of(s, 0, hash_of=0, version=2),
+        "unknown_upload: expected a slot below 0, the uploads of round 2, got 0",
+    ),
+    Row(
+        "attest-hash-of-an-older-round",
+        after(lambda s: [s.upload(s.devices[0], 2)], reopened),
+        lambda s: said_of(s, 0, hash_of=0, version=2),
+        "unknown_upload: expected the hash of the upload in slot 0 of round 2, got another",
     ),
     Row(
         "attest-code-0",
@@ -832,6 +875,20 @@ ROWS = [
         after(lambda s: [s.opening(s.devices[0])], auditing),
         lambda s: s.audit_verdict(s.validators[0], s.devices[:1], code=18),
         "bad_verdict: expected 1 to 17, got 18",
+        LOTS,
+    ),
+    Row(
+        "attestaudit-unknown-hash",
+        after(lambda s: [s.opening(s.devices[0])], auditing),
+        lambda s: said_of(s, 0, hash_of=1, action="attestaudit"),
+        "unknown_upload: expected the hash of the upload in slot 0 of round 1, got another",
+        LOTS,
+    ),
+    Row(
+        "attestaudit-slot-3",
+        after(lambda s: [s.opening(s.devices[0])], auditing),
+        lambda s: said_of(s, 0, 3, action="attestaudit"),
+        "unknown_upload: expected a slot below 3, the uploads of round 1, got 3",
         LOTS,
     ),
     Row(

@@ -23,7 +23,7 @@ from contracts.world import (
 )
 
 from gradledger.chain.abi import parse_time
-from gradledger.chain.contract import FedLearning
+from gradledger.chain.contract import BallotStage, FedLearning
 from gradledger.cid import cid_to_digest
 from gradledger.errors import ContractError
 from gradledger.merkle import merkle_path, merkle_root, round_records, verify_path
@@ -48,7 +48,13 @@ def test_an_upload_is_recorded_and_reserves_its_price(world: World) -> None:
     assert row["series_hash"] == hashlib.sha256(errors).hexdigest()
     assert row["upload_cost"] == 60
     assert [row[f"error_{at}"] for at in ("first", "before", "last")] == data["errors"]
-    assert (row["upload_state"], row["upload_reason"], row["verdicts"]) == (PENDING, 0, ZERO)
+    assert (row["upload_state"], row["upload_reason"], row["upload_slot"]) == (PENDING, 0, 0)
+    assert scene.ballots()[0] == {
+        "device": device,
+        "hash": data["hash"],
+        "stage": BallotStage.OPEN,
+        "verdicts": ZERO,
+    }
     found = scene.round()
     assert (found["uploads"], found["pending"], found["reserved"]) == (1, 1, 600)
     assert scene.money() == {
@@ -119,8 +125,7 @@ def test_hashes_with_equal_first_bytes_are_different_uploads(world: World) -> No
     hashes = [f"{1:016x}{n:048x}" for n in range(18)]
     scene.do(*[scene.upload(d, hash=h) for d, h in zip(scene.devices[:16], hashes, strict=False)])
     for validator in scene.quorum():
-        verdicts = [{"hash": h, "code": 1} for h in hashes[:16]]
-        scene.do(scene.act("attest", validator, version=1, validator=validator, verdicts=verdicts))
+        scene.do(scene.verdict(validator, scene.devices[:16]))
     assert scene.round()["accepted"] == 16
     # the look-up stays short: no more than 16 of a kind
     message = world.refusal(scene.upload(scene.devices[16], hash=hashes[16]))
@@ -189,7 +194,7 @@ def test_a_byzantine_minority_changes_nothing(world: World) -> None:
     scene.do(scene.verdict(scene.validators[0], [device], code=MALFORMED))
     scene.do(*[scene.verdict(v, [device]) for v in scene.validators[1:]])
     assert scene.member(device)["upload_state"] == PAID
-    assert scene.member(device)["verdicts"] == "04010101" + "00" * 28
+    assert scene.ballot(device)["verdicts"] == "04010101" + "00" * 28
 
 
 def test_a_late_verdict_is_recorded_without_effect(world: World) -> None:
@@ -200,7 +205,7 @@ def test_a_late_verdict_is_recorded_without_effect(world: World) -> None:
     before = scene.round(), scene.money()
     scene.do(scene.verdict(scene.validators[3], scene.devices, code=MALFORMED))
     assert (scene.round(), scene.money()) == before
-    assert scene.member(scene.devices[0])["verdicts"] == "01010104" + "00" * 28
+    assert scene.ballot(scene.devices[0])["verdicts"] == "01010104" + "00" * 28
 
 
 def test_a_batch_judges_each_upload_on_its_own(world: World) -> None:
@@ -359,8 +364,8 @@ def test_settling_hands_the_transient_ram_back(world: World) -> None:
     assert world.ram(scene.owner) == opened  # neither uploads nor verdicts take any
     scene.do(scene.settle())
     settled = world.ram(scene.owner)
-    # the vectors: 4 validators of 8 + 64 + 64 bytes, 16 subtree roots of 32
-    assert opened - settled == 4 * 136 + 16 * 32
+    # the vectors: 4 validators of 8 + 64 bytes, 16 subtree roots of 32
+    assert opened - settled == 4 * 72 + 16 * 32
     scene.do(scene.open(2))
     second = world.ram(scene.owner) - settled
     scene.do(scene.upload(scene.devices[0], 2), scene.close(2))

@@ -310,12 +310,22 @@ class Scene:
     def verdict(
         self, validator: str, devices: Iterable[str], version: int = 1, code: int = ACCEPT
     ) -> Action:
-        verdicts = [
-            {"hash": digest("upload", self.task, d, version), "code": code} for d in devices
-        ]
-        return self.act(
-            "attest", validator, version=version, validator=validator, verdicts=verdicts
-        )
+        """Return a verdict on these devices' uploads, in the slots that their rows say."""
+        rows = {row["account"]: row for row in self.members()}
+        verdicts = []
+        for device in devices:
+            row = rows.get(device, {"upload_slot": 0, "upload_version": 0})
+            is_known = row["upload_version"] == version
+            hash_ = row["upload_hash"] if is_known else digest("upload", self.task, device, version)
+            verdicts.append({"slot": row["upload_slot"], "hash": hash_, "code": code})
+        return self.attest(validator, verdicts, version)
+
+    def attest(
+        self, validator: str, verdicts: Sequence[dict[str, Any]], version: int = 1
+    ) -> Action:
+        """Return these verdicts, whatever they are about."""
+        data = {"version": version, "validator": validator, "verdicts": verdicts}
+        return self.act("attest", validator, **data)
 
     def audit_verdict(
         self, validator: str, devices: Iterable[str], version: int = 1, code: int = ACCEPT
@@ -398,6 +408,19 @@ class Scene:
     def rounds(self) -> list[dict[str, Any]]:
         return list(self.world.client.table_rows(self.world.contract, self.task, "rounds", abi=ABI))
 
+    def pages(self) -> list[dict[str, Any]]:
+        """Return the rows of `ballots`."""
+        found = self.world.client.table_rows(self.world.contract, self.task, "ballots", abi=ABI)
+        return list(found)
+
+    def ballots(self) -> list[dict[str, Any]]:
+        """Return what lies in the slots, an earlier round's ballots among it."""
+        return [one for page in self.pages() for one in page["ballots"]]
+
+    def ballot(self, device: str) -> dict[str, Any]:
+        """Return the ballot on a device's newest upload."""
+        return self.ballots()[self.member(device)["upload_slot"]]
+
     def everything(self) -> str:
         """Return all that a refused action must leave as it is, as one text."""
         world, token = self.world, self.terms["token_contract"]
@@ -407,6 +430,7 @@ class Scene:
                 self.task_row(),
                 self.members(),
                 self.rounds(),
+                self.pages(),
                 [world.balance(one, token) for one in holders],
                 [world.ram(one) for one in holders],
             ],

@@ -190,6 +190,7 @@ class Receipt:
         self._has_lots: bool = details.get("lots", False)
         self._lock = threading.RLock()
         self._seen: Member | None = None  # the row, when it last held this upload
+        self._awaiting: Member | None = None  # the row, while verdicts are what is missing
         self._undecided_at = 0  # a block at which the upload was still undecided
         self._decided_at = 0  # a block at which the row was seen to say what became of it
         self._left_at = 0  # a block at which the row held another upload, or was gone
@@ -248,7 +249,7 @@ class Receipt:
             if time.monotonic() >= end:
                 raise IrreversibilityTimeout(
                     f"round {self.version}: no irreversible decision on the upload of "
-                    f"{self._device.account} within {timeout_sec:g} s: {state}"
+                    f"{self._device.account} within {timeout_sec:g} s: {state}{self._so_far()}"
                 )
             time.sleep(min(POLL_SEC, max(0.0, end - time.monotonic())))
 
@@ -357,7 +358,7 @@ class Receipt:
             row = device.contract.member(device.task, device.account)
             ours = row if row is not None and self._is_ours(row) else None
             self._note(before, row, ours)
-            fault, state = None, "it is not on chain yet"
+            fault, state, self._awaiting = None, "it is not on chain yet", None
             try:
                 asked = self._answer(ours, before)
             except (NodeError, StoreError) as error:
@@ -398,16 +399,32 @@ class Receipt:
 
     def _standing(self, row: Member) -> str:
         """Say how an upload stands, by its row."""
-        said = f"{sum(map(bool, row.verdicts))} verdicts so far, {self._quorum} that agree decide"
+        verdicts = f"{self._quorum} verdicts that agree decide"
         if row.upload_state is UploadState.PENDING:
-            return said
+            self._awaiting = row
+            return verdicts
         if row.upload_state is UploadState.ACCEPTED:
             return "accepted; the lots say whether it is audited"
         if row.upload_state is UploadState.DRAWN:
-            return f"opened for the audit, {said}"
+            self._awaiting = row
+            return f"opened for the audit, {verdicts}"
         if row.upload_reason in _BY_PUSH:
             return "decided by a push, not yet final"
         return "decided, not yet irreversible"
+
+    def _so_far(self) -> str:
+        """Say how many verdicts there are where some are awaited: asked for once, at the end."""
+        row = self._awaiting
+        if row is None:
+            return ""
+        try:
+            ballot = self._device.contract.ballot(self._device.task, row.upload_slot)
+        except NodeError:
+            return ""
+        # a fork, or the next round, may have given the slot to another upload since the last look
+        if ballot is None or ballot.hash != self.hash:
+            return ""
+        return f", {sum(map(bool, ballot.verdicts))} so far"
 
     # ---- what the chain asks for ----------------------------------------------------------------
 
@@ -592,6 +609,7 @@ class Receipt:
             self._pushes.append((trx, block))
             return
         for verdict in data["verdicts"]:
+            # The contract took it, so the hash is that of the slot; no two uploads share one.
             if bytes.fromhex(verdict["hash"]) == self.hash:
                 tallies[name].add(data["validator"], verdict["code"], trx, block)
 

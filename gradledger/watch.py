@@ -11,7 +11,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradledger.chain.client import ChainInfo, Timeout
 from gradledger.chain.contract import (
+    Ballot,
     FedLearning,
     Member,
     Role,
@@ -47,7 +48,7 @@ INTERVAL_SEC_DEFAULT = 1.0
 INTERVAL_SEC_MIN, INTERVAL_SEC_MAX = 0.2, 3600.0
 READ_SHARE = 4  # a pause is at least so many times what a reading took
 ROUNDS_SHOWN = 5
-READS_MAX = 5  # until no round is settled in the middle of a reading
+READS_MAX = 5  # until no round is settled in the middle of a reading, and no fork comes between
 
 _EPILOG = """\
 examples:
@@ -72,12 +73,15 @@ class Snapshot:
     rounds : tuple of Round
         The newest `ROUNDS_SHOWN`, the newest first.
     members : tuple of Member
+    ballots : tuple of Ballot
+        Those on the uploads of `members` to the newest round; none once that is settled.
     """
 
     info: ChainInfo
     task: Task
     rounds: tuple[Round, ...]
     members: tuple[Member, ...]
+    ballots: tuple[Ballot, ...]
 
     @property
     def round(self) -> Round | None:
@@ -98,10 +102,9 @@ class Snapshot:
         """Return (accepting, refusing, missing) verdicts of each validator on the newest round."""
         if self.round is None or not self.round.validators:
             return {}
-        uploads = [one for one in self.members if one.upload_version == self.round.version]
         found = {}
         for place, validator in enumerate(self.round.validators):
-            said = [one.verdicts[place] for one in uploads]
+            said = [one.verdicts[place] for one in self.ballots]
             accepting = said.count(VerdictCode.ACCEPT)
             missing = said.count(VerdictCode.NONE)
             found[validator] = (accepting, len(said) - accepting - missing, missing)
@@ -219,10 +222,24 @@ def read_snapshot(contract: FedLearning, task: str) -> Snapshot:
         oldest = max(1, row.version - ROUNDS_SHOWN + 1)
         rounds = [contract.round(task, version) for version in range(row.version, oldest - 1, -1)]
         members = contract.members(task)
-        if row == contract.task(task) and None not in rounds:
-            found = tuple(one for one in rounds if one is not None)
-            return Snapshot(info, row, found, tuple(members))
+        found = tuple(one for one in rounds if one is not None)
+        ballots = _read_ballots(contract, task, found[0], members) if found else []
+        if row == contract.task(task) and None not in rounds and ballots is not None:
+            return Snapshot(info, row, found, tuple(members), tuple(ballots))
     raise NodeAnswerError(f"task {task} changes faster than its rows are read")
+
+
+def _read_ballots(
+    contract: FedLearning, task: str, newest: Round, members: Sequence[Member]
+) -> list[Ballot] | None:
+    """Return the ballots on the members' uploads to a round; None where one is another upload's."""
+    if newest.state is RoundState.SETTLED:
+        return []
+    uploads = [one for one in members if one.upload_version == newest.version]
+    rows = contract.ballots(task, max((one.upload_slot for one in uploads), default=-1) + 1)
+    found = [rows[one.upload_slot] for one in uploads if one.upload_slot < len(rows)]
+    is_whole = [one.hash for one in found] == [one.upload_hash for one in uploads]
+    return found if is_whole else None
 
 
 # ---- the command ------------------------------------------------------------------------------

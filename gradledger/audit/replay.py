@@ -17,8 +17,10 @@ from gradledger.audit.blocks import RawAction
 from gradledger.audit.reader import Step
 from gradledger.chain.abi import Abi
 from gradledger.chain.contract import (
+    BALLOTS_PER_ROW,
     ERROR_SCALE,
     TOKEN_ABI,
+    BallotStage,
     Member,
     Mode,
     Role,
@@ -61,9 +63,10 @@ class Payment:
 
 @dataclass
 class Upload:
-    """A device's upload in a round."""
+    """A device's upload in a round, and its ballot."""
 
     version: int
+    slot: int
     hash: bytes
     cid: bytes  # zero until it is revealed
     cost: int
@@ -79,6 +82,18 @@ class Upload:
         """SHA-256 of the errors, four bytes each, little endian."""
         packed = b"".join(error.to_bytes(4, "little") for error in self.errors)
         return hashlib.sha256(packed).digest()
+
+    @property
+    def stage(self) -> BallotStage:
+        """What the validators may say about it."""
+        is_opened = any(self.opening)
+        if self.state is UploadState.PENDING:
+            return BallotStage.OPEN if any(self.cid) else BallotStage.HIDDEN
+        if self.state is UploadState.DRAWN:
+            return BallotStage.OPENED if is_opened else BallotStage.DRAWN
+        if self.reason is VerdictCode.UNANSWERED:
+            return BallotStage.DRAWN
+        return BallotStage.AUDITED if is_opened else BallotStage.DECIDED
 
 
 @dataclass
@@ -188,6 +203,9 @@ class TaskReplay:
         self.deposited = self.paid = self.withdrawn = 0
         self.members: dict[str, MemberBook] = {}
         self.rounds: dict[int, RoundBook] = {}
+        # By slot, in whole rows: those of the newest round, then what earlier rounds left; None
+        # where no upload ever was.
+        self.ballots: list[tuple[str, Upload] | None] = []
         self.payments = self.uploads = self.verdicts = self.transactions = 0
         self.first_block = 0
         self._abi = abi
@@ -394,6 +412,13 @@ class TaskReplay:
             bisect.insort(self._order, (name_to_int(account), account))
         limit = self.terms["devices_max"] if role is Role.DEVICE else VALIDATORS_MAX
         self._check(self.count(role) <= limit, f"more than {limit} members of one kind")
+        self._fit_ballots()
+
+    def _fit_ballots(self) -> None:
+        """Keep as many rows of ballots as those of all devices need."""
+        fitting = -(-self.count(Role.DEVICE) // BALLOTS_PER_ROW) * BALLOTS_PER_ROW
+        del self.ballots[fitting:]
+        self.ballots += [None] * (fitting - len(self.ballots))
 
     def count(self, role: Role) -> int:
         """Return how many members have a role."""
@@ -411,6 +436,7 @@ class TaskReplay:
             del self._hashes[member.upload.hash]
         del self.members[account]
         self._order.remove((name_to_int(account), account))
+        self._fit_ballots()
 
     def _issueset(self, data: Mapping[str, Any]) -> None:
         self._needs(self.owner)
@@ -548,7 +574,8 @@ class TaskReplay:
         if member.upload is not None:
             self._hashes.pop(member.upload.hash, None)
         self._hashes[digest] = device
-        member.upload = Upload(book.version, digest, cid, cost, tuple(errors))
+        member.upload = Upload(book.version, book.uploads, digest, cid, cost, tuple(errors))
+        self.ballots[book.uploads] = (device, member.upload)
         book.uploads += 1
         book.pending += 1
         book.reserved += amount
@@ -611,24 +638,22 @@ class TaskReplay:
         )
         late = book.state is not RoundState.OPEN and self._now >= last
         unrevealed = book.state is RoundState.OPEN or self._now < book.reveal_deadline
-        awaited = UploadState.DRAWN if is_audit else UploadState.PENDING
         for said in data["verdicts"]:
             code = said["code"]
             self._check(1 <= code <= VERDICT_LAST, f"verdict {code}")
-            device = self._hashes.get(bytes.fromhex(said["hash"]))
-            upload = self._upload(device) if device is not None else None
-            if device is None or upload is None or upload.version != book.version:
-                self._fail("a verdict on an upload that nobody made in this round")
-            is_opened = any(upload.opening)
+            device, upload = self._ballot(book, said["slot"], bytes.fromhex(said["hash"]))
+            stage = upload.stage
+            is_opened = stage >= BallotStage.OPENED
             self._check(is_opened or not is_audit, f"{device} had not opened its upload")
-            if not is_audit and (is_opened or upload.state is UploadState.DRAWN):
+            if not is_audit and stage >= BallotStage.DRAWN:
                 continue  # it came too late, and is none in the audit
             self._check(validator not in upload.verdicts, f"{validator} judged {device} twice")
             upload.verdicts[validator] = code
             self.verdicts += 1
-            if upload.state is not awaited:
+            if stage in (BallotStage.DECIDED, BallotStage.AUDITED):
                 continue
-            early = not any(upload.cid) and (unrevealed or code == VerdictCode.ACCEPT)
+            is_hidden = stage is BallotStage.HIDDEN
+            early = is_hidden and (unrevealed or code == VerdictCode.ACCEPT)
             self._check(not early, f"the CID of {device} was not revealed")
             self._check(not late, "after the last deadline")
             reason = book.decided_by(upload.verdicts)
@@ -640,6 +665,23 @@ class TaskReplay:
                 self._decide(book, device, reason, pays=reason is VerdictCode.ACCEPT)
         if (book.pending, book.held, book.drawn) != before:
             self._advance(book)
+
+    def _ballot(self, book: RoundBook, slot: int, digest: bytes) -> tuple[str, Upload]:
+        """Return the device and the upload that a verdict names by slot and hash."""
+        if slot >= book.uploads:
+            self._fail(
+                f"a verdict on slot {slot} of round {book.version}, which had {book.uploads} "
+                "uploads then"
+            )
+        found = self.ballots[slot]
+        assert found is not None
+        device, upload = found
+        self._check(
+            upload.hash == digest,
+            f"a verdict on slot {slot} of round {book.version} with the hash {digest.hex()}, "
+            f"while {device} had uploaded {upload.hash.hex()} there",
+        )
+        return device, upload
 
     def _attestsum(self, data: Mapping[str, Any]) -> None:
         validator, book = data["validator"], self._judged(data)
@@ -822,6 +864,7 @@ def as_member(account: str, upload: Upload) -> Member:
         set_cid="",
         set_hash=_NO_HASH,
         upload_version=upload.version,
+        upload_slot=upload.slot,
         upload_hash=upload.hash,
         upload_cid=digest_to_cid(upload.cid) if any(upload.cid) else "",
         series_hash=upload.series_hash,
@@ -833,7 +876,6 @@ def as_member(account: str, upload: Upload) -> Member:
         upload_reason=upload.reason,
         barred_until=0,
         opening_cid=digest_to_cid(upload.opening) if any(upload.opening) else "",
-        verdicts=_NO_HASH,
     )
 
 

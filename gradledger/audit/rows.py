@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gradledger.audit.replay import MemberBook, RoundBook, TaskReplay, as_member
+from gradledger.audit.replay import MemberBook, RoundBook, TaskReplay, Upload, as_member
 from gradledger.chain.abi import parse_time
 from gradledger.chain.contract import (
+    BALLOTS_PER_ROW,
+    BallotStage,
     FedLearning,
     Lot,
     Member,
@@ -37,6 +39,7 @@ class Tables:
     task: Mapping[str, Any] | None
     rounds: dict[int, Mapping[str, Any]]
     members: dict[str, Mapping[str, Any]]
+    ballots: dict[int, Mapping[str, Any]]  # by page
 
 
 def read_tables(contract: FedLearning, task: str) -> Tables:
@@ -44,10 +47,12 @@ def read_tables(contract: FedLearning, task: str) -> Tables:
     client, abi = contract.client, contract.abi
     rounds = client.table_rows(contract.account, task, "rounds", abi=abi)
     members = client.table_rows(contract.account, task, "members", abi=abi)
+    ballots = client.table_rows(contract.account, task, "ballots", abi=abi)
     return Tables(
         client.table_row(contract.account, contract.account, "tasks", name_to_int(task), abi=abi),
         {row["version"]: row for row in rounds},
         {row["account"]: row for row in members},
+        {row["page"]: row for row in ballots},
     )
 
 
@@ -73,8 +78,9 @@ def differences(books: TaskReplay, tables: Tables) -> Iterator[str]:
         elif account not in books.members:
             yield f"table members has {account}, which no block admits"
         else:
-            expected = _member(account, books.members[account], books.rounds)
+            expected = _member(account, books.members[account])
             yield from _compare("members", account, expected, tables.members[account])
+    yield from _compare_ballots(books, tables.ballots)
     if live is None and books.free < 0:
         yield f"the task has paid out {books.money(-books.free)} more than it got"
 
@@ -119,7 +125,8 @@ def round_row(book: RoundBook) -> Round:
     row |= {name: int(row[name]) for name in ("price", "budget")}
     row |= {"rule": Rule(row["rule"]), "training": Recipe(**row["training"])}
     sums = [book.sums.get(name, (bytes(32), bytes(32))) for name in book.validators]
-    lots = [book.lots.get(name, (bytes(32), bytes(32))) for name in book.validators]
+    has_lots = book.terms["audit_sec"] > 0
+    lots = [book.lots.get(name, (bytes(32), bytes(32))) for name in book.validators if has_lots]
     row |= {
         "validators": book.validators,
         "sums": tuple(SumVote(hash=digest, cid=_cid(cid)) for digest, cid in sums),
@@ -130,7 +137,7 @@ def round_row(book: RoundBook) -> Round:
 
 
 def member_row(account: str, member: MemberBook) -> Member:
-    """Return a device with an upload as its blocks give it, without the verdicts."""
+    """Return a device with an upload as its blocks give it."""
     if member.upload is None:
         raise ValueError(f"{account} has no upload")
     return replace(
@@ -164,6 +171,25 @@ def _compare(
             yield f"table {table}, {where}, {name}: the blocks give {value}, the row says {got}"
 
 
+def _compare_ballots(books: TaskReplay, rows: Mapping[int, Mapping[str, Any]]) -> Iterator[str]:
+    """Compare every ballot, also those that earlier rounds left behind the newest one's."""
+    pages = range(len(books.ballots) // BALLOTS_PER_ROW)
+    for page in sorted(rows.keys() | set(pages)):
+        if page not in rows:
+            yield f"table ballots lacks page {page}, which the admitted devices need"
+            continue
+        if page not in pages:
+            yield f"table ballots has page {page}, which the admitted devices do not need"
+            continue
+        ballots = rows[page]["ballots"]
+        if len(ballots) != BALLOTS_PER_ROW:
+            expected = f"the blocks give {BALLOTS_PER_ROW} ballots"
+            yield f"table ballots, page {page}: {expected}, the row has {len(ballots)}"
+            continue
+        for slot, ballot in enumerate(ballots, page * BALLOTS_PER_ROW):
+            yield from _compare("ballots", f"slot {slot}", _ballot(books, slot), ballot)
+
+
 def _task(books: TaskReplay) -> dict[str, Any]:
     return {
         "id": books.task,
@@ -188,7 +214,8 @@ def _round(book: RoundBook) -> dict[str, Any]:
     is_live = book.state is not RoundState.SETTLED
     none = (bytes(32), bytes(32))
     votes = [book.sums.get(name, none) for name in book.validators] if is_live else []
-    lots = [book.lots.get(name, none) for name in book.validators] if is_live else []
+    has_lots = is_live and book.terms["audit_sec"] > 0
+    lots = [book.lots.get(name, none) for name in book.validators] if has_lots else []
     return {
         "version": book.version,
         "state": book.state,
@@ -219,12 +246,8 @@ def _round(book: RoundBook) -> dict[str, Any]:
     }
 
 
-def _member(account: str, book: MemberBook, rounds: Mapping[int, RoundBook]) -> dict[str, Any]:
+def _member(account: str, book: MemberBook) -> dict[str, Any]:
     upload = book.upload
-    verdicts = bytearray(32)
-    if upload is not None:
-        for place, validator in enumerate(rounds[upload.version].validators):
-            verdicts[place] = upload.verdicts.get(validator, 0)
     zero = bytes(32).hex()
     return {
         "account": account,
@@ -236,6 +259,7 @@ def _member(account: str, book: MemberBook, rounds: Mapping[int, RoundBook]) -> 
         "set_cid": book.set_cid.hex(),
         "set_hash": book.set_hash.hex(),
         "upload_version": upload.version if upload else 0,
+        "upload_slot": upload.slot if upload else 0,
         "upload_hash": upload.hash.hex() if upload else zero,
         "upload_cid": upload.cid.hex() if upload else zero,
         "series_hash": upload.series_hash.hex() if upload else zero,
@@ -247,5 +271,23 @@ def _member(account: str, book: MemberBook, rounds: Mapping[int, RoundBook]) -> 
         "upload_reason": upload.reason if upload else 0,
         "barred_until": book.barred_until,
         "opening_cid": upload.opening.hex() if upload else zero,
-        "verdicts": verdicts.hex(),
     }
+
+
+def _ballot(books: TaskReplay, slot: int) -> dict[str, Any]:
+    found = books.ballots[slot]
+    if found is None:
+        zero = bytes(32).hex()
+        return {"device": "", "hash": zero, "stage": BallotStage.NONE, "verdicts": zero}
+    device, upload = found
+    return {
+        "device": device,
+        "hash": upload.hash.hex(),
+        "stage": upload.stage,
+        "verdicts": _verdicts(upload, books.rounds[upload.version]),
+    }
+
+
+def _verdicts(upload: Upload, book: RoundBook) -> str:
+    codes = (upload.verdicts.get(validator, 0) for validator in book.validators)
+    return bytes(codes).ljust(32, b"\0").hex()

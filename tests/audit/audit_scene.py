@@ -21,6 +21,17 @@ A, X = VerdictCode.ACCEPT, VerdictCode.OUT_OF_RANGE
 COSTS = (60, 70, 80)
 
 
+def steps_of(client: ChainClient, task: str) -> list[Step]:
+    """Return what the irreversible blocks have of a task."""
+    info = client.get_info()
+    subject = Subject(task, "fedlearning", "eosio.token", info.chain_id)
+    reader = BlockReader(client, subject, traces=False)
+    stretch = reader.read(1, info.irreversible_block, info.irreversible_id)
+    steps = list(stretch.steps())
+    stretch.close()
+    return steps
+
+
 @dataclass
 class Played:
     """A task whose two rounds are settled, irreversibly."""
@@ -43,13 +54,7 @@ class Played:
 
     def steps(self) -> list[Step]:
         """Return what the blocks have of the task."""
-        info = self.client.get_info()
-        subject = Subject(self.task, "fedlearning", "eosio.token", info.chain_id)
-        reader = BlockReader(self.client, subject, traces=False)
-        stretch = reader.read(1, info.irreversible_block, info.irreversible_id)
-        steps = list(stretch.steps())
-        stretch.close()
-        return steps
+        return steps_of(self.client, self.task)
 
     def block_of(self, action: str) -> int:
         """Return the last block with such an action of the task."""
@@ -174,6 +179,18 @@ def in_row(
             row = contract.abi.unpack(kind, bytes.fromhex(raw))
             if where(row):
                 answer["rows"][place] = contract.abi.pack(kind, {**row, **changes}).hex()
+
+    return lie
+
+
+def in_ballot(contract: FedLearning, slot: int, **changes: Any) -> Callable[[str, Any, Any], None]:
+    """Change fields of the ballot in a slot of the first page."""
+
+    def lie(path: str, document: Any, answer: Any) -> None:
+        if path == "/v1/chain/get_table_rows" and document["table"] == "ballots":
+            row = contract.abi.unpack("ballot_page", bytes.fromhex(answer["rows"][0]))
+            row["ballots"][slot].update(changes)
+            answer["rows"][0] = contract.abi.pack("ballot_page", row).hex()
 
     return lie
 

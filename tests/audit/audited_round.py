@@ -64,10 +64,14 @@ class AuditedRound(Played):
             self.task, device, version, digest_, cid, COSTS[number % 3], SERIES
         )
 
+    def verdict(self, number: int, code: VerdictCode) -> Verdict:
+        """Return one on an upload of round 1: they come in the order of the devices."""
+        return Verdict(slot=number, hash=self.hash(1, number), code=code)
+
     def verdicts(self, kind: str, number: int, codes: Sequence[VerdictCode]) -> list[Action]:
         act = getattr(self.scene.contract, kind)
         return [
-            act(self.task, 1, judge, [Verdict(hash=self.hash(1, number), code=code)])
+            act(self.task, 1, judge, [self.verdict(number, code)])
             for judge, code in zip(self.judges, codes, strict=False)
         ]
 
@@ -132,13 +136,18 @@ def play_audited(scene: Scene) -> AuditedRound:
         act.push(task, owner, 1, 3),
         act.push(task, owner, 1, 100),
         # a verdict that comes after the draw is none
-        act.attest(task, 1, played.judges[3], [Verdict(hash=played.hash(1, 1), code=MIXED)]),
+        act.attest(task, 1, played.judges[3], [played.verdict(1, MIXED)]),
         *(act.openupload(task, played.devices[n], 1, played.cid("opening", n)) for n in (1, 2)),
         *(one for n in (1, 2) for one in played.verdicts("attestaudit", n, SAID_AFTER[n])),
     )
     assert played.round(1).state is RoundState.AUDITING
     played.wait_for(played.round(1).audit_deadline)
-    played.send(act.push(task, owner, 1), act.settle(task, owner, 1))
+    played.send(
+        act.push(task, owner, 1),
+        # nor is one on an upload that was refused since its device did not answer
+        act.attest(task, 1, played.judges[3], [played.verdict(3, MIXED)]),
+        act.settle(task, owner, 1),
+    )
     scene.open(2, audit_sec=1)
     played.send(*played.commitments(2, 3))
     last = played.fedlearning(2, 0, played.cid("upload", 9))

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from audit_scene import COSTS, Liar, in_row
+from audit_scene import COSTS, Liar, in_ballot, in_row
 from audited_round import BAR_ROUNDS, LOT_E6, MIXED, AuditedRound
 from device_scene import PRICE
 
@@ -24,7 +24,13 @@ from gradledger.audit.rows import (
     task_row,
 )
 from gradledger.audit.run import Audit, audit
-from gradledger.chain.contract import FedLearning, UploadState, VerdictCode, contract_abi
+from gradledger.chain.contract import (
+    BallotStage,
+    FedLearning,
+    UploadState,
+    VerdictCode,
+    contract_abi,
+)
 from gradledger.errors import ContractError
 from gradledger.lots import is_drawn, lot_commitment
 from gradledger.receipt import prove, verify_on_chain
@@ -157,15 +163,17 @@ def lies(played: AuditedRound) -> dict[str, tuple[Edit, str]]:
     def with_(**fields: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         return lambda data: {**data, **fields}
 
-    def verdict(code: VerdictCode) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        return lambda data: {**data, "verdicts": [{**data["verdicts"][0], "code": code}]}
+    def judged(kind: str, said: VerdictCode, **changes: Any) -> Edit:
+        """Change the verdicts that say this."""
 
-    def recoded(kind: str, said: VerdictCode, code: VerdictCode) -> Edit:
         def edit(name: str, data: dict[str, Any]) -> dict[str, Any]:
             is_it = name == kind and data["verdicts"][0]["code"] == said
-            return verdict(code)(data) if is_it else data
+            return {**data, "verdicts": [{**data["verdicts"][0], **changes}]} if is_it else data
 
         return edit
+
+    def recoded(kind: str, said: VerdictCode, code: VerdictCode) -> Edit:
+        return judged(kind, said, code=code)
 
     return {
         "a CID with the upload": (
@@ -228,6 +236,21 @@ def lies(played: AuditedRound) -> dict[str, tuple[Edit, str]]:
             recoded("attest", MIXED, VerdictCode.COPIED_SERIES),
             "table rounds, round 1, root: the blocks give",
         ),
+        "a verdict on nobody's upload": (
+            judged("attest", VerdictCode.MALFORMED, slot=6),
+            "(attest): a verdict on slot 6 of round 1, which had 6 uploads then",
+        ),
+        "a verdict on another's upload": (
+            judged("attest", VerdictCode.MALFORMED, slot=2),
+            f"with the hash {played.hash(1, 3).hex()}, while {devices[2]} had uploaded "
+            f"{played.hash(1, 2).hex()} there",
+        ),
+        "a verdict in an audit that was none": (
+            judged(
+                "attestaudit", MIXED, slot=3, hash=played.hash(1, 3), code=VerdictCode.NO_UPDATE
+            ),
+            f"{devices[3]} had not opened its upload",
+        ),
         "no verdict in an audit": (drop("attestaudit"), ""),
         "pushes left out": (drop("push"), "round 1 was drawing, expected auditing"),
     }
@@ -252,7 +275,18 @@ ALTERED_ROWS = [
     ("members", 2, {"opening_cid": "00" * 32}, "opening_cid: the blocks give"),
     ("members", 4, {"series_hash": "00" * 32}, "series_hash: the blocks give"),
     ("members", 4, {"error_before": 1}, "error_before: the blocks give 400000, the row says 1"),
-    ("members", 1, {"verdicts": "00" * 32}, "verdicts: the blocks give 010101"),
+    ("members", 1, {"upload_slot": 2}, "upload_slot: the blocks give 1, the row says 2"),
+    # one of the round that is open
+    ("ballots", 0, {"verdicts": "01" * 32}, f"verdicts: the blocks give {'00' * 32}, the row"),
+    ("ballots", 0, {"stage": 3}, f"stage: the blocks give {BallotStage.OPEN}, the row says 3"),
+    # what the round before has left behind it
+    ("ballots", 1, {"verdicts": "00" * 32}, "verdicts: the blocks give 01010100"),
+    ("ballots", 2, {"hash": "00" * 32}, "hash: the blocks give"),
+    ("ballots", 3, {"stage": 3}, f"stage: the blocks give {BallotStage.DRAWN}, the row says 3"),
+    ("ballots", 3, {"verdicts": "09" * 32}, f"verdicts: the blocks give {'00' * 32}, the row"),
+    ("ballots", 4, {"verdicts": "00" * 32}, "verdicts: the blocks give 0b0a0900"),
+    ("ballots", 5, {"device": "eosio"}, "the row says eosio"),
+    ("ballots", 6, {"stage": 1}, f"stage: the blocks give {BallotStage.NONE}, the row says 1"),
 ]
 
 
@@ -262,6 +296,13 @@ def test_an_altered_row_is_named(audited_round: AuditedRound, steps: list[Step])
     for step in steps:
         books.apply(step)
     for table, key, changes, text in ALTERED_ROWS:
+        if table == "ballots":
+            liar = FedLearning(
+                Liar(played.client, in_ballot(played.scene.contract, key, **changes))
+            )
+            (found,) = differences(books, read_tables(liar, played.task))
+            assert found.startswith(f"table ballots, slot {key}, ") and text in found
+            continue
         wanted = played.devices[key] if table == "members" else key
         field = "account" if table == "members" else "version"
         is_it = partial(lambda field, wanted, row: row[field] == wanted, field, wanted)
@@ -285,5 +326,4 @@ def test_the_books_in_the_form_of_rows_are_the_rows(
     assert second == replace(played.round(2), frontier=())
     for row in contract.members(task):
         if row.upload_version:
-            made = member_row(row.account, books.members[row.account])
-            assert made == replace(row, verdicts=bytes(32))
+            assert row == member_row(row.account, books.members[row.account])

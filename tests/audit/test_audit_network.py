@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from audit_scene import COSTS, Bought, Forger, Liar, Played, in_block, in_row
+from audit_scene import COSTS, Bought, Forger, Liar, Played, in_ballot, in_block, in_row
 from device_scene import PRICE
 
 from device_sdk import Paid, Refused
@@ -187,8 +187,15 @@ ALTERED_ROWS = [
     ("rounds", {"accepted": 2}, "round 1, accepted: the blocks give 1, the row says 2"),
     ("members", {"upload_cost": 7}, "upload_cost: the blocks give 60, the row says 7"),
     ("members", {"upload_state": 3}, "upload_state: the blocks give 2, the row says 3"),
-    ("members", {"verdicts": "02" * 32}, "verdicts: the blocks give 0101070100"),
     ("members", {"joined": 0}, "joined: the blocks give 1, the row says 0"),
+]
+ALTERED_BALLOTS = [
+    (0, {"verdicts": "02" * 32}, "verdicts: the blocks give 0101070100"),
+    (1, {"stage": 2}, "stage: the blocks give 3, the row says 2"),
+    (1, {"hash": "ab" * 32}, f"the row says {'ab' * 32}"),
+    (1, {"device": "eosio"}, "the row says eosio"),
+    # of round 1: round 2 had two uploads
+    (2, {"verdicts": "00" * 32}, "verdicts: the blocks give 0100"),
 ]
 
 
@@ -205,6 +212,10 @@ def test_an_altered_row_is_named(played: Played) -> None:
         liar = FedLearning(lies(table, changes))
         (fault,) = differences(books, read_tables(liar, played.task))
         assert fault.startswith(f"table {table}, ") and text in fault
+    for slot, changes, text in ALTERED_BALLOTS:
+        liar = FedLearning(Liar(played.client, in_ballot(contract, slot, **changes)))
+        (fault,) = differences(books, read_tables(liar, played.task))
+        assert fault.startswith(f"table ballots, slot {slot}, ") and text in fault
     table, changes, text = ALTERED_ROWS[4]
     report = audited(played, lies(table, changes))
     assert report.finding.startswith(f"table {table}, {text}")
@@ -216,8 +227,20 @@ def test_a_row_that_is_missing_or_too_many(played: Played) -> None:
             answer["rows"] = answer["rows"][:1]
 
     liar = FedLearning(Liar(played.client, drop))
-    faults = list(differences(books_of(played), read_tables(liar, played.task)))
+    books = books_of(played)
+    faults = list(differences(books, read_tables(liar, played.task)))
     assert faults == ["table rounds has no round 2, the blocks do"]
+    true = read_tables(played.scene.contract, played.task)
+    page = dict(true.ballots[0])
+    for ballots, fault in (
+        ({}, "table ballots lacks page 0, which the admitted devices need"),
+        ({0: page, 1: page}, "table ballots has page 1, which the admitted devices do not need"),
+        (
+            {0: {**page, "ballots": page["ballots"][1:]}},
+            "table ballots, page 0: the blocks give 32 ballots, the row has 31",
+        ),
+    ):
+        assert list(differences(books, replace(true, ballots=ballots))) == [fault]
 
 
 def test_tokens_that_left_the_escrow_are_missed(

@@ -11,15 +11,22 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from audit_scene import COSTS, Liar, Played, in_row
+from audit_scene import COSTS, Liar, Played, in_row, steps_of
 from device_scene import PRICE, Scene
 
 from gradledger.audit.blocks import ProofError, merkle_of_digests, read_block
 from gradledger.audit.reader import Step
 from gradledger.audit.replay import TaskReplay
+from gradledger.audit.rows import differences, read_tables
 from gradledger.audit.run import audit
 from gradledger.chain.client import ChainClient
-from gradledger.chain.contract import ValidatorsKind, VerdictCode, contract_abi
+from gradledger.chain.contract import (
+    BALLOTS_PER_ROW,
+    Role,
+    ValidatorsKind,
+    VerdictCode,
+    contract_abi,
+)
 from gradledger.chain.keys import PrivateKey, recover_key, signature_variant
 from gradledger.chain.names import Asset
 from gradledger.chain.permissions import authority, update_auth
@@ -88,6 +95,28 @@ def test_producers_a_payer_a_packed_deposit_and_a_new_key(
 
     report = audit(Liar(client, hide), scene.task)
     assert "are the producers of schedule 0, which no block read here announces" in report.finding
+
+
+def test_ballots_have_room_for_all_devices(
+    make_scene: Callable[..., Scene], new_accounts: Callable[..., dict[str, PrivateKey]]
+) -> None:
+    """With the device after the 32nd the table grows by a row, and shrinks when one leaves."""
+    scene = make_scene(devices_count=BALLOTS_PER_ROW + 1)
+    contract, task, owner = scene.contract, scene.task, scene.owner
+    (other,) = new_accounts(1)
+    moments = [read_tables(contract, task)]
+    scene.push(contract.remove(task, owner, next(iter(scene.devices))))
+    moments.append(read_tables(contract, task))
+    last = contract.admit(task, owner, [other], Role.DEVICE)
+    contract.client.transact([last], [scene.owner_key])
+    moments.append(read_tables(contract, task))
+    assert [len(tables.ballots) for tables in moments] == [2, 1, 2]
+    books = TaskReplay(task, contract.account, contract.abi, schedules={})
+    for step in steps_of(contract.client, task):
+        if any(one.name in ("remove", "admit") for one in step.inputs) and books.deposited:
+            assert list(differences(books, moments.pop(0))) == []
+        books.apply(step)
+    assert list(differences(books, moments.pop(0))) == [] and not moments
 
 
 def test_a_chain_that_stands_still(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ def upload(number: int) -> Upload:
     paid, hidden = reason is VerdictCode.ACCEPT, reason is VerdictCode.UNREVEALED
     return Upload(
         version=3,
+        slot=number,
         hash=bytes([number + 1]) * 32,
         cid=bytes(32) if hidden else bytes([number + 101]) * 32,
         cost=100 + number,

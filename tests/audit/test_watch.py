@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audit_scene import COSTS, Bought, Liar, Played
+from audit_scene import COSTS, Bought, Liar, Played, in_ballot
+from audited_round import AuditedRound
 from device_scene import PRICE, Scene
 
 from gradledger.chain.contract import FedLearning, Role
 from gradledger.cli import main
-from gradledger.errors import BadFieldError, NodeError, NodeUnavailableError
-from gradledger.watch import Snapshot, _Lines, _looks, read_snapshot
+from gradledger.errors import BadFieldError, NodeAnswerError, NodeError, NodeUnavailableError
+from gradledger.watch import READS_MAX, Snapshot, _Lines, _looks, read_snapshot
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 SCREEN_SEC_MAX = 30.0
@@ -57,6 +58,27 @@ def test_a_settled_task(played: Played) -> None:
     assert money["deposited"] == "1.0000 TOK" and money["withdrawn"] == "0.1000 TOK"
     with pytest.raises(BadFieldError, match="no task is named"):
         read_snapshot(played.scene.contract, "nosuchtask")
+
+
+def test_verdicts_are_those_of_the_newest_round_and_of_its_uploads(
+    audited_round: AuditedRound,
+) -> None:
+    """Other ballots lie behind that on the only upload; a node may tell of it at two moments."""
+    contract, task = audited_round.scene.contract, audited_round.task
+    seen = read_snapshot(contract, task)
+    assert seen.verdicts() == dict.fromkeys(audited_round.judges, (0, 0, 1))
+    altered = in_ballot(contract, 0, hash="ab" * 32, verdicts="01" * 32)
+    left = [1, READS_MAX]  # so often, each time
+
+    def lie(path: str, document: Any, answer: Any) -> None:
+        if left[0] and document and document.get("table") == "ballots":
+            left[0] -= 1
+            altered(path, document, answer)
+
+    liar = FedLearning(Liar(contract.client, lie))
+    assert read_snapshot(liar, task).verdicts() == seen.verdicts() and not left.pop(0)
+    with pytest.raises(NodeAnswerError, match=f"task {task} changes faster than its rows"):
+        read_snapshot(liar, task)
 
 
 def test_lines_are_written_for_changes_alone(

@@ -215,9 +215,12 @@ class Scene:
     ) -> list[str]:
         """Let the validators say these codes in turn; return the transactions."""
         ids = []
+        (slot,) = [
+            m.upload_slot for m in self.contract.members(self.task) if m.upload_hash == digest
+        ]
         say = self.contract.attestaudit if is_audit else self.contract.attest
         for (name, key), code in zip(self.validators.items(), codes, strict=False):
-            action = say(self.task, version, name, [Verdict(hash=digest, code=code)])
+            action = say(self.task, version, name, [Verdict(slot=slot, hash=digest, code=code)])
             ids.append(self.contract.client.push([action], [key]).trx_id)
         return ids
 

@@ -237,7 +237,7 @@ def test_the_chain_may_lose_an_upload_and_open_the_round_anew(
     with device.round(wait_sec=20) as round_:
         receipt = round_.upload(round_.train(shift, examples=60))
     first = receipt.trx
-    with pytest.raises(IrreversibilityTimeout, match="0 verdicts so far"):
+    with pytest.raises(IrreversibilityTimeout, match="agree decide, 0 so far"):
         receipt.wait(timeout_sec=8)
     assert len(set(swallowed)) == 2 and swallowed.count(swallowed[0]) > 3
     (found,) = device.outbox.entries() if device.outbox else ()

@@ -36,14 +36,16 @@ class Chain:
         self.forks: dict[int, str] = {}  # what another node answers, once
         self.row = SimpleNamespace(
             upload_version=3,
+            upload_slot=7,
             upload_hash=HASH,
             upload_state=UploadState.PENDING,
             upload_reason=VerdictCode.NONE,
             upload_cid="Qm",
             opening_cid="",
             barred_until=0,
-            verdicts=bytes(32),
         )
+        self.ballots = {7: SimpleNamespace(hash=HASH, verdicts=bytes(32))}
+        self.ballots_read = 0
         self.sent = 0
         self.chain = self.contract = self
         self.task = "digits"
@@ -69,6 +71,10 @@ class Chain:
     def member(self, task: str, account: str) -> Any:
         return self.row
 
+    def ballot(self, task: str, slot: int) -> Any:
+        self.ballots_read += 1
+        return self.ballots.get(slot)
+
     def round(self, task: str, version: int) -> Any:
         return SimpleNamespace(state=RoundState.DRAWING)
 
@@ -93,7 +99,7 @@ class Chain:
 
     def attest(self, trx: str, who: str, code: int, name: str = "attest", **changes: Any) -> None:
         data = {"task": self.task, "version": 3, "validator": who, **changes}
-        verdict = {"hash": data.pop("hash", HASH), "code": code}
+        verdict = {"slot": 7, "hash": data.pop("hash", HASH), "code": code}
         self.act(trx, name, verdicts=[verdict], **data)
 
     def push(self, trx: str) -> None:
@@ -128,22 +134,41 @@ def chain(monkeypatch: pytest.MonkeyPatch) -> Chain:
     return Chain()
 
 
-def waits(receipt: Receipt, message: str) -> None:
+def waits(receipt: Receipt, message: str, timeout_sec: float = 0.05) -> None:
     with pytest.raises(IrreversibilityTimeout, match=message):
-        receipt.wait(timeout_sec=0.3)
+        receipt.wait(timeout_sec)
 
 
 def test_the_verdict_that_completes_the_quorum_pays(chain: Chain) -> None:
     receipt = chain.receipt()
     for number, (who, code) in enumerate(zip(NAMES, (A, X, A, A), strict=True)):
         chain.attest(f"t{number}", who, code)
-    waits(receipt, "0 verdicts so far, 3 that agree decide")
+    chain.ballots[7].verdicts = bytes([A, X]).ljust(32, b"\0")
+    waits(receipt, "3 verdicts that agree decide, 2 so far$")
     chain.decide(UploadState.PAID, A)
     waits(receipt, "decided, not yet irreversible")
     chain.irreversible = 4
     waits(receipt, "decided, not yet irreversible")
     chain.settle()
     assert receipt.wait(timeout_sec=1) == Paid(AMOUNT, "t3", 5)
+
+
+def test_verdicts_are_counted_once_and_on_the_uploads_own_ballot(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receipt = chain.receipt()
+    waits(receipt, "agree decide, 0 so far$")
+    assert chain.ballots_read == 1  # by several looks
+    chain.ballots[7] = SimpleNamespace(hash=bytes(32), verdicts=bytes([A] * 32))
+    waits(receipt, "3 verdicts that agree decide$")
+    chain.ballots.clear()
+    waits(receipt, "3 verdicts that agree decide$")
+
+    def away(task: str, slot: int) -> Any:
+        raise NodeUnavailableError("away")
+
+    monkeypatch.setattr(chain, "ballot", away)
+    waits(receipt, "3 verdicts that agree decide$")
 
 
 def test_verdicts_on_other_things_and_failed_transactions_do_not_count(chain: Chain) -> None:
@@ -159,7 +184,7 @@ def test_verdicts_on_other_things_and_failed_transactions_do_not_count(chain: Ch
         task="digits",
         version=3,
         validator="va",
-        verdicts=[{"hash": HASH, "code": A}],
+        verdicts=[{"slot": 7, "hash": HASH, "code": A}],
     )
     chain.attest("t1", "va", A)
     chain.attest("t2", "vb", A)
@@ -228,7 +253,7 @@ def test_a_drawn_upload_gets_new_verdicts(chain: Chain, codes: tuple[VerdictCode
     chain.decide(UploadState.DRAWN, VerdictCode.NONE)
     waits(receipt, "it was drawn for an audit: opened once the round is auditing")
     chain.row.opening_cid = "Qm"
-    waits(receipt, "opened for the audit, 0 verdicts so far")
+    waits(receipt, "opened for the audit, 3 verdicts that agree decide, 0 so far")
     for number, (who, code) in enumerate(zip(NAMES, codes, strict=False)):
         chain.attest(f"a{number}", who, code, "attestaudit")
     trx, block = f"a{len(codes) - 1}", 6 + len(codes)
@@ -386,5 +411,5 @@ def test_an_upload_that_vanished_is_sent_again_once_in_a_while(
     waits(receipt, "it is not on chain yet")
     assert chain.sent == 1
     monkeypatch.setattr("gradledger.outbox.RESEND_SEC", 0.1)
-    waits(receipt, "it is not on chain yet")
+    waits(receipt, "it is not on chain yet", 0.3)
     assert 2 <= chain.sent <= 6

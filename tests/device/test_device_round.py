@@ -89,7 +89,7 @@ def test_a_paid_round_from_terms_to_payment(scene: MakeScene) -> None:
         update = round_.train(sklearn_fit(*data, round_.recipe), examples=60)
         assert len(update.errors) == round_.recipe.measures
         receipt = round_.upload(update)
-    with pytest.raises(IrreversibilityTimeout, match="0 verdicts so far, 3 that agree decide"):
+    with pytest.raises(IrreversibilityTimeout, match="3 verdicts that agree decide, 0 so far"):
         receipt.wait(timeout_sec=1)
     ids = s.attest(1, receipt.hash, [A, X, A, A])
     paid = receipt.wait(timeout_sec=20)

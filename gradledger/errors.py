@@ -5,6 +5,7 @@ GradledgerError
  +- ChainError
  |   +- NodeError                  the node did not do it
  |   |   +- NodeUnavailableError   try again, or give another endpoint
+ |   |   |   +- NodeBusyError      it took too long there: try again later, or with less
  |   |   +- NodeAnswerError        the node's answer makes no sense: ask another node
  |   |   +- TransactionExpiredError   it can no longer happen: sign anew and send again
  |   |   +- IrreversibilityTimeout    not known yet: wait again
@@ -61,6 +62,10 @@ class NodeError(ChainError):
 
 class NodeUnavailableError(NodeError):
     """No endpoint answered within the bounds."""
+
+
+class NodeBusyError(NodeUnavailableError):
+    """A node broke the transaction off, for want of time; no other one took it."""
 
 
 class NodeAnswerError(NodeError):

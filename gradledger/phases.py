@@ -15,6 +15,7 @@ from gradledger.errors import (
     AlreadyDoneError,
     ContractError,
     NodeAnswerError,
+    NodeBusyError,
     RoundClosedError,
     StaleVersionError,
 )
@@ -33,6 +34,7 @@ __all__ = [
 MEMBERS_PER_PUSH = 100
 
 _MOVED_ON = (RoundClosedError, StaleVersionError, AlreadyDoneError)
+_FAILED = (ContractError, NodeAnswerError, NodeBusyError)
 
 
 def phase_end(found: Round) -> int:
@@ -154,7 +156,7 @@ def push_on(
         return True
     except _MOVED_ON:
         raise
-    except (ContractError, NodeAnswerError):
+    except _FAILED:
         if found.state is RoundState.SUMMING:
             raise
     rows = sorted(contract.members(task), key=lambda row: name_to_int(row.account))
@@ -168,7 +170,7 @@ def push_on(
                 return True
             except _MOVED_ON:
                 raise
-            except (ContractError, NodeAnswerError):
+            except _FAILED:
                 if len(places) == 1:
                     return False
         half = len(places) // 2

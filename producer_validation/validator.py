@@ -45,6 +45,7 @@ from gradledger.errors import (
     ContractError,
     GradledgerError,
     NodeAnswerError,
+    NodeBusyError,
     RoundClosedError,
     StaleVersionError,
 )
@@ -84,7 +85,8 @@ POLL_SEC_DEFAULT = 0.25
 BACKOFF_SEC_FIRST = 0.5
 BACKOFF_SEC_MAX = 10.0
 # All members are read to find the new uploads, so that reading at each upload would grow with the
-# square of their number. A row takes about a tenth of this; a few are read as often as need be.
+# square of their number. A row and its ballot take about a tenth of this; a few are read as often
+# as need be.
 REST_SEC_PER_MEMBER = 0.001
 MEMBERS_FEW = 100
 MODEL_BYTES_EXTRA = 2**20 + envelope.READERS_MAX * envelope.READER_BYTES
@@ -584,6 +586,8 @@ class _Pass:
         rows = validator.contract.members(task.id)
         self._uploads = [row for row in rows if row.upload_version == round_.version]
         self.rest_sec = REST_SEC_PER_MEMBER * len(rows) if len(rows) > MEMBERS_FEW else 0.0
+        self._sound: list[Known] = []  # what is acceptable by itself, and not refused by the chain
+        self._same: dict[bytes, list[Known]] = {}  # of these, by digest
 
     # ---- verdicts ---------------------------------------------------------------------------
 
@@ -598,6 +602,9 @@ class _Pass:
         waiting = self._unjudged(due, place)
         if not waiting:
             return
+        for row in self._uploads:
+            if _key(row) in self._results:
+                self._compare_with(row, self._results[_key(row)])
         self._learn(report)
         said: list[tuple[Member, Verdict]] = []
         sent_at = time.monotonic()
@@ -615,9 +622,9 @@ class _Pass:
                         (row, Verdict(slot=row.upload_slot, hash=row.upload_hash, code=code))
                     )
             if len(said) >= ATTEST_BATCH or time.monotonic() >= sent_at + ATTEST_WAIT_SEC:
-                self._attest_all(said, report)
-                said, sent_at = [], time.monotonic()
-        self._attest_all(said, report)
+                self._attest(said[:ATTEST_BATCH], report)
+                said, sent_at = said[ATTEST_BATCH:], time.monotonic()
+        self._attest(said, report)
 
     def _unjudged(self, due: Sequence[Member], place: int) -> list[Member]:
         """Return the uploads without this validator's verdict, in the order of their ballots.
@@ -671,7 +678,7 @@ class _Pass:
             try:
                 begun = self._begin(row, is_decided)
                 if isinstance(begun, _Result):
-                    self._results[_key(row)] = begun
+                    self._keep(row, begun)
                 elif begun is not None:
                     opened, job = begun
                     jobs.append(job)
@@ -683,8 +690,20 @@ class _Pass:
             if isinstance(outcome, Exception):
                 self._skip(row, outcome, report)
             else:
-                self._results[_key(row)] = _Result(outcome, opened.digest, opened.sketch)
+                self._keep(row, _Result(outcome, opened.digest, opened.sketch))
         return {_key(row) for row in rows if _key(row) in self._results}
+
+    def _keep(self, row: Member, result: _Result) -> None:
+        self._results[_key(row)] = result
+        self._compare_with(row, result)
+
+    def _compare_with(self, row: Member, result: _Result) -> None:
+        """Let copies of an upload be known from now on, if it is one to be copied."""
+        is_won = self._is_won(row)
+        if result.refusal is None and (is_won or self._is_due(row)):
+            known = _known(row, result, is_won)
+            self._sound.append(known)
+            self._same.setdefault(known.digest, []).append(known)
 
     def _blobs(self, row: Member, is_decided: bool) -> list[tuple[str, int]]:
         """Return what is to be fetched to judge an upload: CIDs, and how long each can be."""
@@ -810,13 +829,8 @@ class _Pass:
         result = self._results[_key(row)]
         if result.refusal is not None:
             return self._named(row, result.refusal)
-        others = []
-        for other in self._uploads:
-            known = self._results.get(_key(other))
-            is_won = self._is_won(other)
-            is_rival = is_won or self._is_due(other)
-            if is_rival and known is not None and known.refusal is None:
-                others.append(_known(other, known, is_won))
+        # without a sketch only the very same payload is a copy: most often there is no other
+        others = self._sound if result.sketch else self._same[result.digest]
         return checks.find_duplicate(_known(row, result, False), others)
 
     def _named(self, row: Member, refusal: Refusal) -> Refusal:
@@ -867,12 +881,10 @@ class _Pass:
         """Return what a log line about an upload begins with."""
         return {"task": self._task.id, "version": self._round.version, "sender": row.account}
 
-    def _attest_all(self, said: Sequence[tuple[Member, Verdict]], report: StepReport) -> None:
-        for start in range(0, len(said), ATTEST_BATCH):
-            self._attest(said[start : start + ATTEST_BATCH], report)
-
     def _attest(self, batch: Sequence[tuple[Member, Verdict]], report: StepReport) -> None:
         """Send verdicts in one transaction; if that fails, each half in one."""
+        if not batch:
+            return
         verdicts = [verdict for _, verdict in batch]
         try:
             with self._v._metrics.attest_sec.time():
@@ -881,7 +893,7 @@ class _Pass:
             self._v._metrics.attested.inc(len(batch))
         except (RoundClosedError, StaleVersionError) as error:
             self._v._say(logging.INFO, "too_late", task=self._task.id, reason=error)
-        except (ContractError, NodeAnswerError) as error:
+        except (ContractError, NodeAnswerError, NodeBusyError) as error:
             # A verdict of the batch is known already, or its payment cannot be delivered (it runs
             # the device's own code), or all together took too long.
             if len(batch) > 1:

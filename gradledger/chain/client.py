@@ -24,6 +24,7 @@ from gradledger.errors import (
     ContractError,
     IrreversibilityTimeout,
     NodeAnswerError,
+    NodeBusyError,
     NodeError,
     NodeUnavailableError,
     NotAllowedError,
@@ -582,6 +583,7 @@ class ChainClient:
         """Return an answer and the endpoint that gave it; `only` asks no other one."""
         payload = json.dumps(document).encode()
         faults: list[str] = []
+        kind = NodeUnavailableError
         first = self._preferred if only is None else only
         count = len(self.endpoints) if only is None else 1
         for attempt in range(ROUNDS_OF_ENDPOINTS * count):
@@ -594,13 +596,12 @@ class ChainClient:
                 raise
             except (NodeUnavailableError, NodeAnswerError) as error:
                 faults.append(f"{self.endpoints[number]}: {error}")
+                kind = NodeBusyError if isinstance(error, NodeBusyError) else kind
                 continue
             if only is None:
                 self._preferred = number
             return answer, number
-        raise NodeUnavailableError(
-            f"no endpoint answered {path}: " + "; ".join(dict.fromkeys(faults))
-        )
+        raise kind(f"no endpoint answered {path}: " + "; ".join(dict.fromkeys(faults)))
 
     def _ask(self, endpoint: str, path: str, payload: bytes) -> Any:
         status, raw = self._transport.post(
@@ -638,7 +639,7 @@ def _error_answer(status: int, answer: Any) -> Any:
     if code == _EXPIRED_CODE:
         raise TransactionExpiredError(message)
     if code in _BUSY_CODES:
-        raise NodeUnavailableError(f"{name}: {message}")
+        raise NodeBusyError(f"{name}: {message}")
     if 3050000 <= code < 3060000:
         raise ContractError("", f"{name}: {message}")
     raise _FinalAnswerError(f"HTTP {status}, {name}: {message}")

@@ -25,6 +25,7 @@ from gradledger.errors import (
     ContractError,
     IrreversibilityTimeout,
     NodeAnswerError,
+    NodeBusyError,
     NodeUnavailableError,
     NotAllowedError,
     TransactionExpiredError,
@@ -223,6 +224,7 @@ def test_without_a_good_endpoint_the_call_ends(kind: str, serve: Callable[[Any],
     with pytest.raises(NodeUnavailableError, match="no endpoint answered /v1/chain/get_info") as e:
         client(bad, read=0.3).get_info()
     assert bad.url in str(e.value)
+    assert isinstance(e.value, NodeBusyError) == (kind == "timed out inside")
     assert len(bad.calls) <= 2 * client_module.ROUNDS_OF_ENDPOINTS
 
 

@@ -65,7 +65,8 @@ def cdt_compiler() -> Compiler:
         raise SystemExit("cdt-cpp is not on PATH: install the Antelope CDT, or leave --cdt out")
 
     def compile_one(folder: Path, source: str, wasm: Path) -> None:
-        _run(["cdt-cpp", "-O3", "--no-abigen", source, "-o", str(wasm)], folder)
+        flags = ["-O3", "--no-abigen", f"--stack-size={STACK_BYTES}"]
+        _run(["cdt-cpp", *flags, source, "-o", str(wasm)], folder)
 
     return compile_one
 

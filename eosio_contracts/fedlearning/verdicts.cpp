@@ -26,32 +26,6 @@ uint32_t load_judged(name self, const task& row, uint32_t version, name validato
    return place;
 }
 
-/// How many of the 32 bytes differ from `code`. @pre code and every byte are below 128
-uint32_t count_others(const hash256& verdicts, uint8_t code) {
-   constexpr uint64_t ones = 0x0101010101010101;
-   uint64_t           word[4];
-   memcpy(word, verdicts.bytes, sizeof word);
-   uint32_t count = 0;
-   for (uint64_t eight : word) count += __builtin_popcountll(((eight ^ ones * code) + ones * 0x7f) & ones * 0x80);
-   return count;
-}
-
-/// What the verdicts on an upload come to: the reason of a quorum's decision, or 0.
-uint8_t decided_by(const hash256& verdicts, uint32_t validators) {
-   static_assert(verdict_code_last < 128);
-   const uint32_t given = count_others(verdicts, 0);
-   const uint32_t accepting = limits::validators_max - count_others(verdicts, verdict_accept);
-   const uint32_t quorum = quorum_of(validators);
-   if (accepting >= quorum) return verdict_accept;
-   if (given - accepting < quorum) return 0;
-   uint8_t votes[verdict_code_last + 1] = {};
-   for (uint32_t v = 0; v < validators; ++v) ++votes[verdicts.bytes[v]];
-   uint8_t reason = verdict_accept + 1;
-   for (uint8_t code = reason; code <= verdict_code_last; ++code)
-      if (votes[code] > votes[reason]) reason = code;
-   return reason;
-}
-
 }  // namespace
 
 void fedlearning::attest(name id, uint32_t version, name validator, view<verdict> verdicts) {
@@ -104,7 +78,7 @@ void fedlearning::judge(name id, uint32_t version, name validator, view<verdict>
          fail("not_revealed: expected a refusal after ", seconds(head.reveal_deadline), ", the CID of ",
               name(given.device), " is not known");
       if (is_late) fail("deadline_passed: expected verdicts before ", last, ", the time is ", now());
-      const uint8_t reason = decided_by(given.verdicts, row.validators());
+      const uint8_t reason = decided_by<verdict_accept, verdict_code_last>(given.verdicts, row.validators());
       if (reason == 0) continue;
       given.stage = is_audit ? ballot_audited : ballot_decided;
       stored<member> upload;

@@ -5,6 +5,7 @@
 //    price COST PRICE          amount, or - where it does not fit
 //    add A B | sub A B         result, or - where it does not fit
 //    quorum V                  equal verdicts that decide
+//    decided V HASH            reason that the verdicts of V validators decide for, or 0; a byte each
 //    lot TASK VERSION NAME V   what a validator commits to, in hex; names as integers, V 32 bytes in hex
 //    draws V HASH LOT_E6       1 if the value draws the upload with this hash
 //    cid TEXT                  digest in hex, or - where it is no CIDv0
@@ -26,6 +27,7 @@ using namespace gradledger;
 namespace {
 
 constexpr uint32_t record_bytes = 102;
+constexpr uint8_t  verdict_accept = 1, verdict_code_last = 17;
 
 /// FIPS 180-4; the contract itself asks the chain.
 struct sha256 {
@@ -164,6 +166,9 @@ void answer(char* line) {
    } else if (strcmp(what, "draws") == 0) {
       const hash256 value = read_hash(next()), upload = read_hash(next());
       printf("%d\n", draws(value, upload, static_cast<uint32_t>(strtoul(next(), nullptr, 10)), sha256()));
+   } else if (strcmp(what, "decided") == 0) {
+      const uint32_t validators = static_cast<uint32_t>(strtoul(next(), nullptr, 10));
+      printf("%u\n", decided_by<verdict_accept, verdict_code_last>(read_hash(next()), validators));
    } else if (strcmp(what, "quorum") == 0) {
       printf("%u\n", quorum_of(static_cast<uint32_t>(strtoul(next(), nullptr, 10))));
    } else {

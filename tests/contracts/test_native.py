@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import shutil
+import statistics
 import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 VECTORS = ROOT / "tests" / "vectors"
 SOURCE = ROOT / "eosio_contracts" / "tests" / "native.cpp"
 AMOUNT_MAX = 2**62 - 1
+VERDICT_LAST = 17
 INT64 = range(-(2**63), 2**63)
 
 Ask = Callable[[Iterable[str]], list[str]]
@@ -140,6 +142,30 @@ def test_quorum(ask: Ask) -> None:
         faulty = (v - 1) // 3
         assert quorum <= v - faulty  # the honest ones suffice
         assert 2 * quorum - v > faulty  # two quorums share an honest one
+
+
+def test_verdicts_decide_as_in_python(ask: Ask) -> None:
+    """Of 1 to 32 validators, each number of acceptances with each number of refusals."""
+    rng = random.Random(6)
+    rows = []
+    for validators in range(1, 33):
+        for accepting in range(validators + 1):
+            for refusing in range(validators + 1 - accepting):
+                kinds = rng.sample(range(2, VERDICT_LAST + 1), rng.randint(1, 3))
+                codes = [1] * accepting + rng.choices(kinds, k=refusing)
+                codes += [0] * (validators - len(codes))
+                rng.shuffle(codes)
+                rows.append(codes)
+    answers = ask(f"decided {len(row)} {bytes(row).ljust(32, bytes(1)).hex()}" for row in rows)
+
+    def expected(codes: list[int]) -> int:
+        quorum, refusals = len(codes) * 2 // 3 + 1, [code for code in codes if code > 1]
+        if codes.count(1) >= quorum:
+            return 1
+        return min(statistics.multimode(sorted(refusals))) if len(refusals) >= quorum else 0
+
+    assert answers == [str(expected(row)) for row in rows]
+    assert {int(found) for found in answers} == {*range(VERDICT_LAST + 1)}
 
 
 def test_merkle_vectors(ask: Ask) -> None:

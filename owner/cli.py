@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from owner.state import StateDir
 
 NETWORK_BYTES_MAX = 1 << 20
+PATIENCE_SEC = 1800
+TRY_AGAIN = 75  # EX_TEMPFAIL in sysexits.h
 
 _EPILOG = """\
 A training, step by step:
@@ -60,6 +62,9 @@ A task that learns a number: "output": "identity" in the architecture, and "targ
 With "clip": 20, "privacy": {"epsilon": 8, "delta": 1e-5, "clip_norm": 1} every device adds noise.
 Paths count from the plan's directory; .npz files hold the arrays x [points, features] and y.
 `python -c 'import owner; help(owner.Plan)'` describes every field and its default.
+
+While no node answers, or IPFS does not, it waits, and says so. Exit code 75: it waited in vain, or
+too few members joined. 130: it was stopped. The same command goes on from there in both cases.
 """
 
 
@@ -150,6 +155,13 @@ def add_commands(subparsers: Any) -> None:
         formatter_class=raw,
     )
     whole.add_argument("--plan", type=Path, required=True, metavar="FILE")
+    whole.add_argument(
+        "--patience",
+        type=int,
+        default=PATIENCE_SEC,
+        metavar="SEC",
+        help="wait so long for nodes and IPFS that are away (default %(default)s)",
+    )
     add_metrics_option(whole)
 
     from owner.payer.cli import add_commands as add_payer
@@ -584,6 +596,7 @@ def _train(args: argparse.Namespace, metrics: Metrics) -> int:
     """Carry the plan's training through, or as far as a signal lets it."""
     import signal
 
+    from owner.errors import WaitTimeoutError
     from owner.plan import load_data, load_plan
     from owner.run import run
 
@@ -605,6 +618,7 @@ def _train(args: argparse.Namespace, metrics: Metrics) -> int:
         validation=load_data(files["validation"], regression=target is not None),
         test=load_data(files["test"], regression=target is not None),
         initial=_read_model(files["model"]) if "model" in files else None,
+        patience_sec=args.patience,
     )
     before = signal.signal(signal.SIGTERM, stop)
     try:
@@ -613,6 +627,9 @@ def _train(args: argparse.Namespace, metrics: Metrics) -> int:
     except KeyboardInterrupt:
         print("gradledger owner: stopped; the same command goes on from here", file=sys.stderr)
         return 130
+    except WaitTimeoutError as exc:
+        print(f"gradledger owner: {exc}; the same command goes on from here", file=sys.stderr)
+        return TRY_AGAIN
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0

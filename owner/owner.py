@@ -597,7 +597,7 @@ class Owner:
         def look() -> str | None:
             try:
                 found = self.round(version)
-            except ConfigError:
+            except RoundClosedError:
                 raise RoundClosedError(
                     "not_open",
                     f"round {version} is not open: the block that opens it draws its sets",
@@ -624,7 +624,13 @@ class Owner:
     # ---- bringing a round to its end ----------------------------------------------------------
 
     def round(self, version: int) -> Round:
-        """Return a round as the chain has it now. Raises ConfigError where there is none."""
+        """Return a round as the chain has it now.
+
+        Raises
+        ------
+        RoundClosedError
+            There is none, perhaps no longer: nodes that are killed forget their newest blocks.
+        """
         end = time.monotonic() + BEHIND_SEC
         while True:
             found = self.contract.round(self.task, version)
@@ -633,7 +639,7 @@ class Owner:
                 return found
             # of several nodes, another one may answer than took the transaction that opened it
             if time.monotonic() >= end:
-                raise ConfigError(f"task {self.task} has no round {version}")
+                raise RoundClosedError("no_round", f"task {self.task} has no round {version}")
             time.sleep(POLL_SEC)
 
     def close_round(self, version: int, *, wait: bool = True) -> None:

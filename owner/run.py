@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -79,12 +79,19 @@ STEPS = (
 _UNDECIDED = (VerdictCode.SILENCE, VerdictCode.UNDELIVERED)  # reasons that say nothing of an update
 POLL_SEC = 0.15
 RETRY_SEC = 1.0
+RETRY_SEC_MAX = 10.0
+RETRY_SHARE = 20  # where things fail for long, so much of that time is between two tries
 TURNS_MAX = 1_000  # steps of one round, repetitions included
-PATIENCE_SEC = 120.0
+PATIENCE_SEC = 1800.0  # for a node or IPFS to come back
+PATIENCE_SEC_MAX = 30 * 86_400.0
+NOTICE_SEC = 5.0  # who fails for longer says so
+ATTEMPT_SEC_MAX = 600.0  # a try that gets nowhere is over by then: another one has got on
+BEHIND_SEC = 120.0  # how far the chain's clock may be behind at a round's deadline
 LATE_SEC = 2.0  # between two looks for devices that joined while the round is open,
 LATE_SHARE = 20  # and so many times what a look takes: it reads all members
 
 Points = tuple[npt.ArrayLike, npt.ArrayLike]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -184,8 +191,11 @@ def run(
     initial: Model | None = None,
     progress: Callable[[Progress], None] | None = None,
     may_close: Callable[[Round], bool] | None = None,
+    patience_sec: float = PATIENCE_SEC,
 ) -> Iterator[RoundReport]:
     """Carry a training through, from wherever it stands.
+
+    While nodes or IPFS are away, or the chain stands still, it waits; event `waiting` says so once.
 
     Parameters
     ----------
@@ -204,6 +214,8 @@ def run(
         Called before and after every step. What it raises ends the run, as a signal would.
     may_close : callable, optional
         Asked, with the open round, before a round is closed early; by default always yes.
+    patience_sec : float
+        How long a step may fail, or the chain stand still, before this gives up.
 
     Yields
     ------
@@ -216,13 +228,18 @@ def run(
     ConfigError
         The plan does not fit the task, the state directory or the data.
     WaitTimeoutError
-        No progress within the bounds; start again once the cause is gone.
+        No progress within `patience_sec`, or too few members joined within the plan's `join_sec`;
+        start again once the cause is gone.
     """
+    if not 0 <= patience_sec <= PATIENCE_SEC_MAX:
+        raise ConfigError(f"patience: expected 0..{PATIENCE_SEC_MAX:g} s, got {patience_sec:g}")
     if plan.task != owner.task:
         raise ConfigError(f"plan: expected task {owner.task}, got {plan.task}")
     directory = state if isinstance(state, StateDir) else StateDir(state)
     with directory.locked():
-        training = _Training(plan, owner, directory, validation, test, initial, progress, may_close)
+        training = _Training(
+            plan, owner, directory, validation, test, initial, progress, may_close, patience_sec
+        )
         training.prepare()
         for version in range(1, plan.rounds + 1):
             yield training.carry_through(version)
@@ -246,6 +263,7 @@ class _Training:
         initial: Model | None,
         progress: Callable[[Progress], None] | None,
         may_close: Callable[[Round], bool] | None,
+        patience_sec: float,
     ) -> None:
         self._plan = plan
         self._owner = owner
@@ -257,6 +275,7 @@ class _Training:
         self._initial = initial
         self._progress = progress
         self._may_close = may_close
+        self._patience_sec = patience_sec
         self._final: set[int] = set()  # rounds that this process saw settled irreversibly
 
     # ---- before the first round ---------------------------------------------------------------
@@ -267,8 +286,8 @@ class _Training:
         self._patiently(0, lambda: self._step("create", 0, self._create))
         self._patiently(0, lambda: self._step("admit", 0, self._admit))
         self._patiently(0, lambda: self._step("deposit", 0, self._deposit))
-        if self._owner.version() < self._plan.rounds:
-            self._patiently(0, lambda: self._step("join", 0, self._await_members))
+        if self._patiently(0, self._owner.version) < self._plan.rounds:
+            self._step("join", 0, self._await_members)
         if self._state.model_record(0) is None:
             self._state.save_model(0, self._first_model(), {"evidence": ""})
 
@@ -325,7 +344,7 @@ class _Training:
         plan = self._plan
         until = time.monotonic() + plan.join_sec
         while True:
-            joined = [m for m in self._owner.members() if m.joined]
+            joined = [m for m in self._patiently(0, self._owner.members) if m.joined]
             devices = sum(m.role == Role.DEVICE for m in joined)
             validators = len(joined) - devices
             wanted = len(plan.validators)
@@ -422,7 +441,7 @@ class _Training:
         Devices that join meanwhile get their sets.
         """
         owner = self._owner
-        until = time.monotonic() + self._plan.open_sec + PATIENCE_SEC
+        until = time.monotonic() + self._plan.open_sec + BEHIND_SEC
         look_at = time.monotonic() + LATE_SEC
         found = owner.round(version)
         while found.state is RoundState.OPEN:
@@ -568,10 +587,12 @@ class _Training:
         if self._progress is not None:
             self._progress(Progress(step, version, done, found))
 
-    def _patiently(self, version: int, action: Callable[[], Any]) -> Any:
+    def _patiently(self, version: int, action: Callable[[], _T]) -> _T:
         """Do it again while nodes are away or the chain moved on meanwhile; within a bound."""
-        until = time.monotonic() + PATIENCE_SEC
+        failing_since: float | None = None
+        is_told = False
         while True:
+            began = time.monotonic()
             try:
                 return action()
             except (
@@ -580,13 +601,28 @@ class _Training:
                 SumUnusableError,
                 RoundClosedError,
                 StaleVersionError,
+                WaitTimeoutError,
             ) as exc:
-                if time.monotonic() > until:
-                    raise
-                self._owner.metrics.retries.inc()
-                kind = type(exc).__name__
-                self._say(logging.WARNING, "trying_again", version, error=kind, reason=exc)
-                time.sleep(RETRY_SEC)
+                error: GradledgerError = exc
+            now = time.monotonic()
+            has_got_on = now - began > ATTEMPT_SEC_MAX and not isinstance(error, WaitTimeoutError)
+            if failing_since is None or has_got_on:
+                failing_since, is_told = now, False
+            failing_sec = now - failing_since
+            if failing_sec >= self._patience_sec:
+                raise WaitTimeoutError(
+                    f"task {self._plan.task}, round {version}: "
+                    f"waited {failing_sec:.0f} s in vain: {error}"
+                ) from error
+            self._owner.metrics.retries.inc()
+            facts = {"error": type(error).__name__, "reason": error}
+            left_sec = self._patience_sec - failing_sec
+            if not is_told and now - min(began, failing_since) >= NOTICE_SEC:
+                is_told = True
+                self._say(logging.ERROR, "waiting", version, **facts, gives_up_sec=round(left_sec))
+            self._say(logging.WARNING, "trying_again", version, **facts)
+            pause = min(max(RETRY_SEC, failing_sec / RETRY_SHARE), RETRY_SEC_MAX)
+            time.sleep(min(pause, left_sec))
 
 
 def create_task(

@@ -46,6 +46,7 @@ from owner.state import StateDir
 JOIN_SEC = 180.0
 LATE_SEC = 60.0
 CENTRALISED_SEC = 900.0
+PATIENCE_SEC = 120.0  # whose network is its own has nobody to wait for
 PRICE_PER_EXAMPLE = 10
 """Smallest units: 0.0010 of a token of four decimals, so that 600 examples earn 0.6000."""
 
@@ -323,6 +324,7 @@ class _Demo:
             initial=initial,
             progress=self._progress,
             may_close=self._may_close,
+            patience_sec=PATIENCE_SEC,
         )
         for report in training:
             self._await_phones(report.version)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -234,6 +236,16 @@ class Training:
         finally:
             stop.set()
             thread.join(timeout=60)
+
+    def kill_node(self) -> None:
+        """Kill the network's node without warning; `network.up()` brings it back.
+
+        What it has now is irreversible by then: fresh accounts must not be forgotten.
+        """
+        self.make_owner().wait_irreversible(lambda: None, timeout_sec=60)
+        for row in self.network.status()["processes"]:
+            if row["name"].startswith("node"):
+                os.kill(row["pid"], signal.SIGKILL)
 
     def expected(self, version: int, first: Model) -> np.ndarray:
         """Return T_version as it follows from what the devices sent."""

@@ -136,6 +136,24 @@ def test_run_stops_at_sigterm_and_goes_on(shell):
     assert ", 3 uploads, 3 accepted, 0 refused, paid 0.1800 TOK" in out
 
 
+def test_run_gives_up_in_the_end_and_goes_on_when_it_can(shell):
+    training: Training = shell.training
+    training.kill_node()
+    try:
+        code, out, err = shell("run", "--plan", shell.plan, "--patience", "1")
+    finally:
+        training.network.up()
+    assert (code, out) == (75, "")
+    last = err.splitlines()[-1]
+    assert last.startswith(f"gradledger owner: task {training.plan.task}, round 0: waited 1 s in ")
+    assert "no endpoint answered" in last
+    assert last.endswith("; the same command goes on from here")
+    with training.played():
+        code, out, err = shell("run", "--plan", shell.plan)
+    assert code == 0, err
+    assert out.startswith("round 1: accuracy ")
+
+
 def test_a_key_file_is_new_and_private(tmp_path, capsys):
     path = tmp_path / "paillier.json"
     assert main(["owner", "key", "--out", str(path), "--bits", "2048"]) == 0

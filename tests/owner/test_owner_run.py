@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -160,6 +162,33 @@ def test_a_training_survives_a_stop_before_and_after_every_step(make_training, t
     for done in (False, True):
         assert {(step, 0, done) for step in before_rounds} <= stopped_at
         assert {(step, version, done) for step in always for version in (1, 2)} <= stopped_at
+
+
+def test_a_training_waits_out_a_node_that_is_away(make_training, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("owner.run.NOTICE_SEC", 0.5)
+    training = make_training(rounds=1)
+    back = threading.Timer(2.0, training.network.up)
+
+    def kill_once(progress: Progress) -> None:
+        if (progress.step, progress.done) == ("close", False) and not back.is_alive():
+            with contextlib.suppress(RuntimeError):  # it was started before
+                back.start()
+                training.kill_node()
+
+    with training.played():
+        try:
+            reports = carry(training, tmp_path, progress=kill_once, patience_sec=300)
+        finally:
+            back.join()
+    check_consistent(training, tmp_path, reports)
+    (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("event=waiting")]
+    assert "error=NodeUnavailableError" in line and "no endpoint answered" in line
+    assert 290 < int(line.rpartition("gives_up_sec=")[2]) <= 300
+
+
+def test_a_wait_that_is_no_wait_is_refused(make_training, tmp_path):
+    with pytest.raises(ConfigError, match="patience: expected 0"):
+        carry(make_training(), tmp_path, patience_sec=float("nan"))
 
 
 def test_a_stop_between_ipfs_and_the_chain(make_training, tmp_path, monkeypatch):

@@ -22,6 +22,9 @@ Afterwards everything is counted from the chain's blocks, by a reading of its ow
                      are not the payments, an audit that does not explain them
     stuck_rounds     rounds that did not come to be settled
 
+ended_by_themselves counts owners and devices that nobody killed and that gave up; each is in the
+notes with its exit code and last words, and is started again.
+
 recovery_s is from a kill until the killed process was started again and a later step of the
 training was irreversible; of a device, also until it acknowledged an upload; of an owner, until it
 opened another round.
@@ -119,6 +122,7 @@ class Tally:
     abandoned: int = 0
     payments: int = 0
     rounds: int = 0
+    ended_by_themselves: int = 0
     lost: int = 0
     paid_twice: int = 0
     escrow_mismatch: int = 0
@@ -160,7 +164,7 @@ class Told:
 
 
 FIGURES = (
-    *("uploads", "acknowledged", "abandoned", "payments", "rounds"),
+    *("uploads", "acknowledged", "abandoned", "payments", "rounds", "ended_by_themselves"),
     *("lost", "paid_twice", "escrow_mismatch", "stuck_rounds"),
 )
 MUST_BE_ZERO = ("lost", "paid_twice", "escrow_mismatch", "stuck_rounds")
@@ -260,6 +264,12 @@ class Party:
                     stderr=log,
                     env=self._environment,
                 )
+
+    def last_words(self) -> str:
+        """Return how it ended: its exit code and its log's last line."""
+        assert self.process is not None
+        lines = self.log.read_text("utf-8", errors="replace").splitlines()
+        return f"code {self.process.returncode}, {lines[-1][:300] if lines else 'no word'}"
 
     def kill(self, number: int = signal.SIGKILL) -> bool:
         """Send a signal and wait for the end; say whether it was running."""
@@ -489,7 +499,8 @@ class Scene:
                 raise StuckError(f"no {what} within {STUCK_SEC:g} s")
             for party in (self.owner, *self.devices.values()):
                 if party.process is not None and party.process.poll() is not None:
-                    self.tally.notes.append(f"{party.name} ended by itself: see {party.log}")
+                    self.tally.ended_by_themselves += 1
+                    self.tally.notes.append(f"{party.name} ended by itself: {party.last_words()}")
                     party.start()
             time.sleep(POLL_SEC)
 
@@ -732,8 +743,9 @@ def _spread(seconds: Sequence[float]) -> dict[str, float | None]:
 
 
 def _summary(document: dict[str, Any]) -> str:
-    names = ("kills", "uploads", "payments", "rounds", *MUST_BE_ZERO, "abandoned", "recovery_s")
-    return "\n".join(f"{name:<16}{document[name]}" for name in names)
+    names = ("kills", "uploads", "payments", "rounds", *MUST_BE_ZERO, "abandoned")
+    names += ("ended_by_themselves", "recovery_s")
+    return "\n".join(f"{name:<20}{document[name]}" for name in names)
 
 
 if __name__ == "__main__":

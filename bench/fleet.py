@@ -2,11 +2,12 @@
 
 ``python -m bench.fleet [--json] [--devices 10,100,1000] [--out FILE]`` starts a network of its own,
 with validators in processes of their own, as `gradledger up` does. For each number of devices an
-owner, in a process of its own too, conducts one round of a task of its own: it issues validation
-sets, opens the round, closes it after the last upload, waits for the verdicts and the sum, decrypts
-the sum, and settles. The devices are those of the SDK, one after the other in a few processes: each
-reads the chain, the model and its validation set, encrypts, stores and records its update. The mean
-that comes out must be that of all updates.
+owner, in a process of its own too, conducts one round of a task of its own: it opens the round,
+issues the validation sets that the opening block drew from the points that the task commits to,
+closes the round after the last upload, waits for the verdicts and the sum, decrypts the sum, and
+settles. Who has its set uploads while others wait for theirs. The devices are those of the SDK, one
+after the other in a few processes: each reads the chain, the model and its validation set,
+encrypts, stores and records its update. The mean that comes out must be that of all updates.
 
 Simulated: the training (a small step that is known beforehand) and the joining (many accounts in
 one transaction). The model is public, since sealing it to 10,000 readers makes its header 800 kB
@@ -59,6 +60,7 @@ from gradledger.store import Store
 ARCHITECTURE = {"kind": "mlp", "layers": [4, 3], "activation": "relu"}
 CLASS_NAMES = ("a", "b", "c")
 POINTS = 30  # of the owner's validation data
+PER_CLASS = 2  # of these, in a device's set
 KEY_BITS = 2048
 CLIP = 1.0
 SLOT_BITS = 32
@@ -108,6 +110,13 @@ def _owner(spec: Spec) -> Any:
     )
 
 
+def _points() -> Any:
+    from owner.validation_sets import ValidationData
+
+    rng = np.random.default_rng(0)
+    return ValidationData(rng.normal(size=(POINTS, 4)), np.arange(POINTS) % len(CLASS_NAMES))
+
+
 def prepare(spec: Spec) -> None:
     """Create the task, pay in, admit everybody."""
     owner = _owner(spec)
@@ -122,6 +131,7 @@ def prepare(spec: Spec) -> None:
         ),
         architecture=ARCHITECTURE,
         class_names=CLASS_NAMES,
+        validation=owner.committed(_points(), len(CLASS_NAMES)).commitment(PER_CLASS),
     )
     owner.admit_devices([name_of("bd", number) for number in range(spec.devices)])
     owner.admit_validators(spec.validators)
@@ -130,17 +140,13 @@ def prepare(spec: Spec) -> None:
 
 def conduct(spec: Spec) -> dict[str, Any]:
     """Conduct the round; return how long each phase took, and what became of the uploads."""
-    from owner.validation_sets import ValidationData
-
     owner = _owner(spec)
     idle_mb = peak_mb()
     model = Model.random_glorot(ARCHITECTURE, 0)
-    draw = np.random.default_rng(0)
-    data = ValidationData(draw.normal(size=(POINTS, 4)), np.arange(POINTS) % len(CLASS_NAMES))
+    data = _points()
     cpu = time.process_time()
     clock = [time.perf_counter()]
     published = owner.publish_model(model, 1)
-    issued = owner.issue_validation_sets(1, data, per_class=2)
     owner.open_round(
         1,
         round_terms(
@@ -152,7 +158,9 @@ def conduct(spec: Spec) -> dict[str, Any]:
             tau=1_000_001,
             training=Recipe(epochs=1, batch_size=8, rate_e6=1, measures=2, seed=1),
         ),
+        wait=False,
     )
+    issued = owner.issue_validation_sets(1, data)
     clock.append(time.perf_counter())
     while owner.round(1).uploads < spec.devices:
         time.sleep(POLL_SEC)
@@ -268,6 +276,7 @@ class Fleet:
             self.network.down(wipe=True)
         return {
             "mode": self.mode.name.lower(),
+            "committed_sets": True,
             "validators": self.options.validators,
             "device_processes": self.options.workers,
             "parameters": Model.random_glorot(ARCHITECTURE, 0).parameters,
@@ -450,7 +459,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
 
 _COLOURS = ("#2874a6", "#148f77", "#ca6f1e", "#7d3c98", "#b03a2e")
 _PHASE_NAMES = {
-    "issue": "validation sets and model",
+    "issue": "model, opening, validation sets",
     "upload": "uploads",
     "judge": "verdicts still due",
     "sum": "sum and decryption",

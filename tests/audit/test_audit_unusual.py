@@ -121,7 +121,7 @@ def test_ballots_have_room_for_all_devices(
 
 def test_a_chain_that_stands_still(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     """An archive's last block never becomes irreversible; where it is not ours, no matter."""
-    monkeypatch.setattr("gradledger.audit.run.STANDSTILL_SEC", 1.5)
+    monkeypatch.setattr("gradledger.audit.run.STANDSTILL_SEC", 0.3)
     client = played.client
     client.call("/v1/producer/pause", {})
     try:

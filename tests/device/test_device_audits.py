@@ -61,9 +61,9 @@ def close(s: Scene) -> None:
 def test_a_cid_is_revealed_when_the_round_is_closed_and_not_before(
     scene: MakeScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    s = joined(scene, 2, reveal_sec=4)
+    s = joined(scene, 2, reveal_sec=3)
     device, late = s.device(0), s.device(1)
-    assert "you have 4 s to tell where it lies" in str(device.terms())
+    assert "you have 3 s to tell where it lies" in str(device.terms())
     put: list[bytes] = []
     store = s.store.put
     monkeypatch.setattr(s.store, "put", lambda data: put.append(data) or store(data))
@@ -154,7 +154,7 @@ def test_a_device_killed_while_it_reveals_or_opens_goes_on(
 def test_drawn_uploads_are_opened_or_their_devices_barred(
     scene: MakeScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    s = joined(scene, 3, create=AUDITED, audit_sec=8)
+    s = joined(scene, 3, create=AUDITED, audit_sec=5)
     honest, forger = s.device(0, outbox=tmp_path / "boxes" / "a.db"), s.device(1)
     silent = s.device(2)
     receipts = [upload(device) for device in (honest, forger, silent)]

@@ -122,9 +122,9 @@ def test_devices_killed_at_random_points(scene: MakeScene, tmp_path: Path) -> No
             time.sleep(rng.uniform(0.0, 0.8))
             child.kill()
             child.communicate(timeout=30)
-    receipts = {}
-    for number, (account, path) in enumerate(paths.items()):
-        device = s.device(number, outbox=path)
+
+    def go_on(number: int) -> Receipt:
+        device = s.device(number, outbox=list(paths.values())[number])
         assert device.outbox is not None
         for found in device.resume(timeout_sec=60):
             assert isinstance(found, Receipt)
@@ -134,8 +134,11 @@ def test_devices_killed_at_random_points(scene: MakeScene, tmp_path: Path) -> No
             device.resume(timeout_sec=60)
         (entry,) = device.outbox.entries()
         assert entry.state is State.DONE
-        receipts[account] = device.receipt(entry)
-    check_paid_once(s, receipts)
+        return device.receipt(entry)
+
+    with ThreadPoolExecutor(count) as pool:
+        receipts = list(pool.map(go_on, range(count)))
+    check_paid_once(s, dict(zip(paths, receipts, strict=True)))
 
 
 def test_an_upload_that_comes_too_late_is_abandoned_with_a_reason(
@@ -237,8 +240,9 @@ def test_the_chain_may_lose_an_upload_and_open_the_round_anew(
     with device.round(wait_sec=20) as round_:
         receipt = round_.upload(round_.train(shift, examples=60))
     first = receipt.trx
+    assert receipt.rest(timeout_sec=20) is receipt
     with pytest.raises(IrreversibilityTimeout, match="agree decide, 0 so far"):
-        receipt.wait(timeout_sec=8)
+        receipt.wait(timeout_sec=0.1)
     assert len(set(swallowed)) == 2 and swallowed.count(swallowed[0]) > 3
     (found,) = device.outbox.entries() if device.outbox else ()
     assert found.state is State.DONE and found.signed is not None

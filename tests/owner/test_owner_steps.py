@@ -9,16 +9,19 @@ import hashlib
 from functools import partial
 
 import pytest
-from played import ARCHITECTURE, Training, points
+from contracts.test_money import REFUSER
+from played import ARCHITECTURE, EXAMPLES, Training, points
 
 from gradledger import envelope, phases
-from gradledger.chain.contract import RoundState
+from gradledger.chain.contract import RoundState, VerdictCode
+from gradledger.chain.names import name_to_int
 from gradledger.errors import (
     BudgetShortError,
     ConfigError,
     NotAllowedError,
     RoundClosedError,
 )
+from gradledger.localnet import system
 from gradledger.models import Model, load_validation_set
 from owner import owner as owner_module
 from owner.owner import Owner
@@ -228,6 +231,31 @@ def test_silent_validators_do_not_stop_a_round(make_training, monkeypatch):
     assert (settled.settled, settled.state) == (3, RoundState.SETTLED)
     escrow = owner.escrow()
     assert (escrow.paid, escrow.reserved, escrow.free) == (0, 0, 20_000)
+
+
+def test_who_cannot_be_paid_strands_nobody(make_training):
+    """A device's own contract refuses the money, which `push` owes to all: nobody judged."""
+    training = make_training(rounds=1, silence="pay")
+    owner = set_up(training)
+    evil, *others = sorted(training.phones, key=lambda phone: name_to_int(phone.account))
+    refusing = system.set_contract(evil.account, REFUSER, b'{"version": "eosio::abi/1.1"}')
+    owner.chain.push(refusing, [evil.key])
+    owner.deposit("2.0000 TOK", wait=False)
+    open_first(owner, training, verdict_sec=3, sum_sec=1)
+    data = ValidationData(*points(100, 90))
+    owner.issue_validation_sets(1, data, per_class=4, wait=False)
+    for phone in training.phones:
+        phone.step()
+    owner.close_round(1, wait=False)
+    found = owner.wait_verdicts(1, timeout_sec=60)
+    assert (found.state, found.pending, found.refused) == (RoundState.SUMMED, 0, 1)
+    states = {member.account: member.upload_reason for member in owner.members()}
+    assert states[evil.account] is VerdictCode.UNDELIVERED
+    assert {states[phone.account] for phone in others} == {VerdictCode.SILENCE}
+    for phone in training.phones:
+        held = owner.chain.balance("eosio.token", phone.account, "TOK")
+        assert (held.amount if held else 0) == (0 if phone is evil else EXAMPLES * 10)
+    assert owner.escrow().reserved == 0
 
 
 def test_nothing_secret_is_shown(make_training):

@@ -47,7 +47,7 @@ def test_an_audit_pays_the_honest_and_bars_who_is_caught(
     validators = stage.validators()
     *good, forger, other, silent, shy = stage.devices
     *good, copier = good
-    stage.open(reveal_sec=5, audit_sec=6)
+    stage.open(reveal_sec=3, audit_sec=4)
     with pytest.raises(RoundClosedError, match="lots_missing"):
         stage.upload(good[0])
     with caplog.at_level(logging.INFO, "gradledger.validator"):
@@ -75,7 +75,7 @@ def test_an_audit_pays_the_honest_and_bars_who_is_caught(
         stage.open_upload(other, UPDATE)
         seen = read_snapshot(stage.contract, stage.task)
         assert (seen.to_dict()["state"], seen.to_dict()["drawn"]) == ("auditing", 7)
-        assert seen.to_dict()["unopened"] == 1 and seen.left_sec <= 7
+        assert seen.to_dict()["unopened"] == 1 and seen.left_sec <= 5
         assert "7 uploads under audit, 1 of them not opened yet" in seen.line()
         validators = restarted(stage)
         step_until(validators, reached(stage, RoundState.SUMMED))

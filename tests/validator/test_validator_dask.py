@@ -152,6 +152,7 @@ def test_nothing_is_kept_of_a_call_whose_result_is_here(dask: DaskWorkers) -> No
 
 SCHEDULER = (
     "import sys, time\n"
+    "import producer_validation.executors\n"  # what it takes to load counts for no timeout
     "from distributed import LocalCluster\n"
     "if __name__ == '__main__':\n"
     "    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol='tcp',\n"
@@ -165,7 +166,7 @@ SCHEDULER = (
 def test_a_scheduler_that_goes_away_and_comes_back(
     tmp_path: Path, free_ports: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executors, "DASK_SEC", 4.0)  # a client tries to reach it so long
+    monkeypatch.setattr(executors, "DASK_SEC", 2.0)  # a client tries to reach it so long
     (tmp_path / "cluster.py").write_text(SCHEDULER)
     (port,) = free_ports(1)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -239,7 +239,7 @@ def test_a_blob_altered_on_the_way_is_never_accepted(oracle: MakeOracle) -> None
     garbling = Garbling(stage.store.address)
     validators = [stage.validator(n, store=garbling if n else stage.store) for n in range(4)]
     step(validators)
-    stage.open(verdict_sec=4)
+    stage.open(verdict_sec=2)
     bad, *good = stage.devices
     garbling.cid = cid_v0(stage.upload(bad))
     for number, device in enumerate(good):
@@ -264,7 +264,7 @@ def blocks(network: Network) -> Path:
 def test_a_blob_altered_in_kubo_is_never_accepted(oracle: MakeOracle) -> None:
     stage = oracle(devices=1)
     validators = stage.validators()
-    stage.open(verdict_sec=4)
+    stage.open(verdict_sec=2)
     blob = stage.upload(stage.devices[0])
     (path,) = (one for one in blocks(stage.network).rglob("*.data") if blob in one.read_bytes())
     raw = bytearray(path.read_bytes())
@@ -414,10 +414,13 @@ def test_a_node_that_is_gone_is_a_fault_and_no_crash(oracle: MakeOracle) -> None
 
 
 @pytest.mark.slow
-def test_validators_bring_a_round_to_its_end_without_the_owner(oracle: MakeOracle) -> None:
+def test_validators_bring_a_round_to_its_end_without_the_owner(
+    oracle: MakeOracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("producer_validation.validator.OWNER_FIRST_SEC", 1)
     stage = oracle(devices=4, silence=Silence.REFUND)
     validators = stage.validators()
-    stage.open(open_sec=4, verdict_sec=2, sum_sec=2)
+    stage.open(open_sec=3, verdict_sec=2, sum_sec=2)
     *good, lost = stage.devices
     for number, device in enumerate(good):
         stage.upload(device, UPDATE / (number + 1))

@@ -474,7 +474,8 @@ class Owner:
         Returns
         -------
         list of str
-            Devices that got a set now; who has one for this round already keeps it.
+            Devices that got a set now; who has one for this round already keeps it, and who has
+            uploaded gets none any more.
 
         Raises
         ------
@@ -492,6 +493,8 @@ class Owner:
             if member.role == Role.DEVICE
             and member.joined
             and member.set_version != version
+            # who has uploaded had one, which a killed node has forgotten
+            and member.upload_version != version
             and (wanted is None or member.account in wanted)
         ]
         if not due:

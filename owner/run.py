@@ -37,6 +37,7 @@ from gradledger.chain.contract import (
 )
 from gradledger.chain.names import Asset
 from gradledger.errors import (
+    AlreadyDoneError,
     ConfigError,
     GradledgerError,
     NodeError,
@@ -601,6 +602,7 @@ class _Training:
                 SumUnusableError,
                 RoundClosedError,
                 StaleVersionError,
+                AlreadyDoneError,
                 WaitTimeoutError,
             ) as exc:
                 error: GradledgerError = exc

@@ -152,6 +152,21 @@ def test_validation_sets_go_to_the_device_and_the_validators_alone(make_training
         owner.issue_validation_sets(2, data)
 
 
+def test_who_has_uploaded_gets_no_set_any_more(make_training):
+    """A killed node may forget a set and be told of the upload again; the contract refuses then."""
+    training = make_training()
+    owner = set_up(training)
+    owner.deposit("2.0000 TOK", wait=False)
+    open_first(owner, training)
+    early, *others = training.phones
+    cid = owner.store.put(b"an update")
+    upload = (owner.task, early.account, 1, b"h" * 32, cid, EXAMPLES, [900_000, 200_000])
+    early.push(owner.contract.fedlearning(*upload))
+    data = ValidationData(*points(100, 90))
+    issued = owner.issue_validation_sets(1, data, per_class=4, wait=False)
+    assert sorted(issued) == sorted(phone.account for phone in others)
+
+
 def test_reserved_money_cannot_be_withdrawn_and_free_money_can(make_training):
     training = make_training()
     owner = set_up(training)

@@ -103,7 +103,7 @@ def play(scene: Scene) -> Played:
         device.join(classes=[0, 1, 2])
     played = Played(scene, {}, {})
     for version, (kinds, terms) in enumerate(
-        ((("accept", "refuse", "silent"), {"verdict_sec": 1}), (("accept", "accept"), {})), 1
+        ((("accept", "refuse", "silent"), {"verdict_sec": 2}), (("accept", "accept"), {})), 1
     ):
         scene.issue(version)
         scene.open(version, close_after=len(kinds), tau=1_000_000, **terms)

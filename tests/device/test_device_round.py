@@ -241,7 +241,7 @@ def test_what_silence_means(scene: MakeScene, silence: Silence) -> None:
     device = s.device()
     device.join(classes=[1])
     s.issue(1)
-    s.open(1, verdict_sec=1)
+    s.open(1, verdict_sec=2)
     _, _, receipt = uploaded(s, device)
     s.push(s.contract.closeround(s.task, s.owner, 1))
     row = s.contract.round(s.task, 1)

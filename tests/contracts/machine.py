@@ -366,9 +366,8 @@ class ContractMachine(RuleBasedStateMachine):
         validator=indices,
         actor=actors,
         offset=version_offsets,
-        verdicts=st.lists(
-            st.tuples(indices, mostly(ACCEPT, 0, 2, 4, 17, 18, 255), mostly(*SLOTS)), max_size=3
-        ),
+        verdicts=st.lists(st.tuples(indices, mostly(ACCEPT, 0, 2, 4, 17, 18, 255)), max_size=3),
+        slot=mostly(*SLOTS, share=2),
         everything=mostly(True, False),
         code=mostly(ACCEPT, 4),
         unknown=mostly(False, True),
@@ -380,7 +379,8 @@ class ContractMachine(RuleBasedStateMachine):
         validator: int,
         actor: str,
         offset: int,
-        verdicts: list[tuple[int, int, str]],
+        verdicts: list[tuple[int, int]],
+        slot: str,
         everything: bool,
         code: int,
         unknown: bool,
@@ -391,9 +391,9 @@ class ContractMachine(RuleBasedStateMachine):
         uploads = [one for one in found.of_role(DEVICE) if one.upload_version]
         said = [_verdict(one, code) for one in uploads] if everything else []
         if not everything and uploads:
-            for index, code_, slot in verdicts:
-                one = _verdict(uploads[index % len(uploads)], code_)
-                said.append({**one, "slot": self.slot_of_kind(found, one["slot"], slot)})
+            said = [_verdict(uploads[index % len(uploads)], code_) for index, code_ in verdicts]
+        if said:
+            said[-1]["slot"] = self.slot_of_kind(found, said[-1]["slot"], slot)
         if unknown:
             said.append({"slot": 0, "hash": digest("unknown"), "code": code})
         data = {"version": self.version(found, offset), "validator": account, "verdicts": said}

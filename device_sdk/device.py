@@ -677,6 +677,7 @@ class Device:
             cosign=None if self.payer is None else self._cosign,
             prepare=lambda: self._put(entry),
             happened=lambda: self._has_happened(entry),
+            hindered=lambda: self._missing(entry),
         )
 
     def _put(self, entry: Entry) -> None:
@@ -686,6 +687,23 @@ class Device:
             data = self.box.kept(self.box.entry(entry.details["of"]), ENVELOPE)
         if data:
             self.store.put(data)
+
+    def _missing(self, entry: Entry) -> str:
+        """Say that an upload's validation set is not on chain (any more), or return "".
+
+        Nodes that were killed forget what was not irreversible. An upload without its set would be
+        recorded, and refused by the validators; the owner issues the set again as long as there is
+        no upload.
+        """
+        if "hash" not in entry.details:
+            return ""  # a step of an upload that is recorded
+        row, version = self.contract.member(self.task, self.account), entry.details["version"]
+        if row is None or row.upload_version >= version or row.set_version >= version:
+            return ""
+        return (
+            f"no_set: expected a validation set for round {version} on chain, {self.account} has "
+            f"that of round {row.set_version}: the owner issues it again"
+        )
 
     def _has_happened(self, entry: Entry) -> bool:
         row, details = self.contract.member(self.task, self.account), entry.details

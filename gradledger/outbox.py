@@ -55,6 +55,7 @@ _MAY_PASS = (
     "unknown_task",
     "not_a_member",
     "not_joined",
+    "no_set",
 )
 
 _FORMAT = 1
@@ -412,6 +413,9 @@ class Delivery:
         Called before the first sending by this process; may be done twice without harm.
     happened : callable, optional
         `happened()` says whether the chain's tables show the entry: a refusal means nothing then.
+    hindered : callable, optional
+        Called before each sending: `hindered()` says, as a refusal of the chain would, what the
+        entry rests on and the chain's tables do not show; "" for nothing.
     """
 
     def __init__(
@@ -424,6 +428,7 @@ class Delivery:
         cosign: Callable[[Signed], Signed] | None = None,
         prepare: Callable[[], object] | None = None,
         happened: Callable[[], bool] | None = None,
+        hindered: Callable[[], str] | None = None,
     ) -> None:
         self.entry = entry
         self._outbox = outbox
@@ -432,6 +437,7 @@ class Delivery:
         self._cosign = cosign
         self._prepare = prepare
         self._happened = happened
+        self._hindered = hindered
         self._sent_at = float("-inf")
         self._lock = threading.RLock()
 
@@ -452,6 +458,10 @@ class Delivery:
             if self.entry.state is not State.PENDING:
                 return
             self._sent_at = time.monotonic()
+            missing = self._hindered() if self._hindered is not None else ""
+            if missing:
+                self.entry = self._outbox.refuse(self.entry, missing)
+                raise error_from_check(missing)
             if self._prepare is not None:
                 self._prepare()
                 self._prepare = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import signal
 import subprocess
@@ -17,9 +18,10 @@ from device_scene import ARCHITECTURE, PRICE, Scene
 from outbox_child import STEPS, shift
 
 from device_sdk import Abandoned, Device, Paid, Receipt
-from gradledger.chain.contract import UploadState, VerdictCode
+from gradledger.chain.contract import Member, UploadState, VerdictCode
 from gradledger.errors import (
     AlreadyDoneError,
+    ContractError,
     IrreversibilityTimeout,
     NodeUnavailableError,
     OutboxError,
@@ -250,6 +252,35 @@ def test_the_chain_may_lose_an_upload_and_open_the_round_anew(
     check_paid_once(s, {device.account: receipt})
     row = s.contract.member(s.task, device.account)
     assert row is not None and row.upload_state is UploadState.PAID
+
+
+def test_an_upload_waits_for_a_set_that_the_nodes_forgot(
+    scene: MakeScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorded without its set it would be refused by the validators, and not paid."""
+    monkeypatch.setattr("gradledger.outbox.RESEND_SEC", 0.1)
+    s = joined(scene, 1)
+    device = s.device(0, outbox=tmp_path / "boxes" / "a.db")
+    member, send, sent = device.contract.member, device.chain.send, []
+
+    def forgetful(task: str, account: str) -> Member | None:
+        row = member(task, account)
+        return None if row is None else dataclasses.replace(row, set_version=0)
+
+    monkeypatch.setattr(device.chain, "send", lambda body: sent.append(body) or send(body))
+    with device.round(wait_sec=20) as round_:
+        update = round_.train(shift, examples=60)
+        with monkeypatch.context() as forgotten:
+            forgotten.setattr(device.contract, "member", forgetful)
+            with pytest.raises(ContractError, match=r"no_set: expected a validation set for rou"):
+                round_.upload(update)
+            with pytest.raises(IrreversibilityTimeout, match="refused so far: no_set: "):
+                device.resume(timeout_sec=0.5)
+        row = member(s.task, device.account)
+        assert sent == [] and row is not None and row.upload_version == 0
+    (receipt,) = device.resume(timeout_sec=20)
+    assert isinstance(receipt, Receipt) and len(sent) >= 1
+    check_paid_once(s, {device.account: receipt})
 
 
 def test_one_process_at_a_time(scene: MakeScene, tmp_path: Path) -> None:

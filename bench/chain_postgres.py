@@ -136,35 +136,40 @@ def measure(
     list of dict, or str
         A text says why there are none.
     """
-    folder = tools()
-    if folder is None:
-        return f"not installed: {INSTALL}"
     rows = []
-    with tempfile.TemporaryDirectory(prefix="gradledger-pg-") as name:
-        cluster = _Cluster(folder, Path(name))
-        try:
-            cluster.create()
-            version = 0
+    try:
+        with cluster() as made:
             for fsync in (True, False):
-                with cluster.running(fsync=fsync):
-                    if not version:
-                        cluster.sql(_SCHEMA)
+                with made.running(fsync=fsync):
                     for form in FORMS:
                         for count in clients:
-                            version += 1
                             say(f"PostgreSQL, {form}, fsync {fsync}, {count} clients")
-                            cluster.sql(_ROUND.format(version=version))
-                            rows.append(cluster.bench(form, count, seconds, version, fsync=fsync))
-        except (OSError, subprocess.SubprocessError, _PostgresError) as error:
-            return f"did not run: {error}"
+                            rows.append(made.bench(form, count, seconds))
+    except PostgresError as error:
+        return str(error)
     return rows
 
 
-class _PostgresError(Exception):
-    pass
+class PostgresError(Exception):
+    """PostgreSQL is not there, or did not do what it should."""
 
 
-class _Cluster:
+@contextmanager
+def cluster() -> Iterator[Cluster]:
+    """Make a cluster for the block, not running yet. Raises PostgresError, in the block as well."""
+    folder = tools()
+    if folder is None:
+        raise PostgresError(f"not installed: {INSTALL}")
+    with tempfile.TemporaryDirectory(prefix="gradledger-pg-") as name:
+        try:
+            yield Cluster(folder, Path(name))
+        except (OSError, subprocess.SubprocessError) as error:
+            raise PostgresError(f"did not run: {error}") from error
+
+
+class Cluster:
+    """A server with one task, whose rounds are loaded one after the other."""
+
     def __init__(self, tools_folder: Path, home: Path) -> None:
         self._tools, self._home = tools_folder, home
         self._data = home / "data"
@@ -178,12 +183,14 @@ class _Cluster:
             self._as = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
             os.chown(home, account.pw_uid, account.pw_gid)
         self._server: subprocess.Popen[bytes] | None = None
-
-    def create(self) -> None:
+        self._fsync = True
+        self._version = 0  # of the round that was opened last
         self._run("initdb", "-D", str(self._data), "-U", "bench", "-A", "trust", "-E", "UTF8")
 
     @contextmanager
     def running(self, *, fsync: bool) -> Iterator[None]:
+        """Run the server for the block."""
+        self._fsync = fsync
         settings = {
             "listen_addresses": "",
             "unix_socket_directories": str(self._home),
@@ -202,12 +209,14 @@ class _Cluster:
             for _ in range(200):
                 if self._server.poll() is not None:
                     tail = (self._home / "log").read_text("utf-8", "replace")[-400:]
-                    raise _PostgresError(f"the server ended: {tail}")
+                    raise PostgresError(f"the server ended: {tail}")
                 try:
-                    self.sql("SELECT 1")
+                    self._sql("SELECT 1")
                     break
-                except _PostgresError:
+                except PostgresError:
                     self._server_wait(0.05)
+            if not self._version:
+                self._sql(_SCHEMA)
             yield
         finally:
             self._server.send_signal(2)  # SIGINT: fast shutdown
@@ -220,12 +229,14 @@ class _Cluster:
         except subprocess.TimeoutExpired:
             pass
 
-    def sql(self, text: str) -> str:
+    def _sql(self, text: str) -> str:
         return self._run("psql", *self._address(), "-qAtX", "-v", "ON_ERROR_STOP=1", given=text)
 
-    def bench(
-        self, form: str, clients: int, seconds: float, version: int, *, fsync: bool
-    ) -> dict[str, Any]:
+    def bench(self, form: str, clients: int, seconds: float) -> dict[str, Any]:
+        """Load one round with uploads; return the figures."""
+        self._version += 1
+        version = self._version
+        self._sql(_ROUND.format(version=version))
         script = self._home / f"{form}.sql"
         script.write_text(_SCRIPT if form == "script" else _FUNCTION, encoding="ascii")
         script.chmod(0o644)
@@ -245,12 +256,12 @@ class _Cluster:
             )
             if (match := re.search(pattern, told))
         }
-        counted = int(self.sql(f"SELECT uploads FROM round WHERE version = {version}"))
+        counted = int(self._sql(f"SELECT uploads FROM round WHERE version = {version}"))
         if counted != int(found.get("transactions", -1)):
-            raise _PostgresError(f"expected {found.get('transactions')} uploads, found {counted}")
+            raise PostgresError(f"expected {found.get('transactions')} uploads, found {counted}")
         return {
             "form": form,
-            "fsync": fsync,
+            "fsync": self._fsync,
             "clients": clients,
             "transactions": counted,
             "per_s": round(found["per_s"], 1),
@@ -272,7 +283,7 @@ class _Cluster:
             **self._as,
         )
         if done.returncode != 0:
-            raise _PostgresError(f"{tool}: {done.stderr.strip()[-400:]}")
+            raise PostgresError(f"did not run: {tool}: {done.stderr.strip()[-400:]}")
         return done.stdout
 
 

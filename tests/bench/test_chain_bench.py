@@ -136,7 +136,7 @@ def test_the_summary_is_held_against_the_targets() -> None:
         _run("fedlearning", 1400.0, ram_bytes_open=0.9, ram_bytes_settled=389),
         _run("fedlearning", 9000.0, ram_bytes_open=0.1, ram_bytes_settled=389, producers=4),
     ]
-    in_turn = {"ratios": {"script": 1.4, "function": 0.8}}
+    in_turn = {"ratios": {"script": 0.8, "function": 0.5}}
     runs = [*uploads, _run("fedlearning and transfer", 1.0)]
     document: dict[str, Any] = {"runs": runs, "in_turn": in_turn}
     document["summary"] = chain.summarise(document)

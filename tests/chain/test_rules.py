@@ -129,7 +129,7 @@ def member(**changes: Any) -> Member:
         upload_reason=VerdictCode.ACCEPT,
         barred_until=0,
         opening_cid="",
-        verdicts=bytes(32),
+        upload_slot=0,
     )
     return dataclasses.replace(row, **changes)
 

@@ -44,7 +44,7 @@ def write(report: Mapping[str, Any], directory: Path) -> list[Path]:
     Parameters
     ----------
     report : mapping
-        As `gradledger.demo.training.run` returns it.
+        As `gradledger.demo.training.run_demo` returns it.
     directory : Path
         Created where it does not exist; files of the same names are replaced.
 

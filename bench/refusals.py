@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import struct
 import sys
 import time
@@ -52,6 +51,7 @@ from bench.csves_lab import (
 )
 from bench.csves_pool import bar, workers
 from bench.machine import machine
+from bench.record import command, record
 from device_sdk.training import TrainingRecipe
 from gradledger import csves
 from gradledger.chain.contract import Member, Role, Rule, UploadState, VerdictCode
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         done = list(bar(pool.map(_uploads, *zip(*jobs, strict=True)), len(jobs), "devices"))
     outcomes = [one for found, _ in done for one in found]
     document = {
-        "command": " ".join(["python -m bench.refusals --data DIR", *_shown(given)]),
+        "command": command("bench.refusals", given, argv),
         "machine": machine(),
         "seconds": round(time.monotonic() - began, 1),
         "seed": given.seed,
@@ -159,10 +159,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "sides": sides([side for _, side in done]),
         "copies": copies_cost(Model(Mlp(LAYERS), models["converged"]).parameters),
     }
-    text = json.dumps(document, indent=1)
+    text = record(document, given.out, indent=1)
     if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text + "\n", encoding="utf-8")
         given.out.with_suffix(".png").write_bytes(heat_map(document))
     if given.json:
         print(text)
@@ -197,13 +195,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if not set(given.classes) <= set(CLASS_COUNTS):
         parser.error(f"--classes: expected numbers of 1 to 9, got {given.classes}")
     return given
-
-
-def _shown(given: argparse.Namespace) -> Iterator[str]:
-    usual = {"instances": INSTANCES, "attacks": ATTACKED, "seed": SEED}
-    for name, value in usual.items():
-        if getattr(given, name) != value:
-            yield f"--{name} {getattr(given, name)}"
 
 
 def _jobs(given: argparse.Namespace) -> Iterator[tuple[str, int, int, bool]]:
@@ -545,8 +536,9 @@ def copies_cost(parameters: int, devices: int = COPIES) -> dict[str, float]:
         for slot, (name, row) in enumerate(zip(names, sums, strict=True))
     ]
     began = time.process_time()
+    uploads = checks.KnownUploads(known)
     for one in known:
-        checks.find_duplicate(one, known)
+        uploads.find_duplicate(one)
     return {
         "devices": devices,
         "parameters": parameters,

@@ -32,7 +32,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from bench.ending import end_cleanly
-from bench.record import record
+from bench.machine import machine, peak_mb
+from bench.record import command, record
 
 ROOT = Path(__file__).resolve().parents[1]
 PLOT = ROOT / "docs" / "img" / "summing.png"
@@ -51,7 +52,11 @@ OWNER, TASK, DEVICE, VALIDATOR = "benchowner", "benchsum", "phone", "judge"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, draw; return the exit code."""
     end_cleanly()
-    parser = argparse.ArgumentParser(prog="python -m bench.summing", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.summing",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--devices", type=int, nargs="+", default=[10, 100, 1_000, 10_000])
     parser.add_argument("--parameters", type=int, nargs="+", default=[7_850, 101_770, 1_000_000])
     parser.add_argument("--bits", type=int, default=3072, help="of the owner's key")
@@ -61,16 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the document")
     parser.add_argument("--out", type=Path, help="write it to a file as well")
     parser.add_argument("--plot", type=Path, default=PLOT, help="PNG (default docs/img)")
-    commands = parser.add_subparsers(dest="command")
+    commands = parser.add_subparsers(dest="part")
     child = commands.add_parser("measure", help="be the process that is measured")
     child.add_argument("executor", choices=EXECUTORS)
     child.add_argument("material", type=Path)
     given = parser.parse_args(arguments)
-    if given.command == "measure":
+    if given.part == "measure":
         for row in sums(given.executor, given.material, given.devices, given.seconds_max):
             print(json.dumps(row), flush=True)
         return 0
-    document = measure(given)
+    document = {"command": command("bench.summing", given, arguments), **measure(given)}
     text = record(document, given.out, indent=1)
     draw(document, given.plot)
     print(text if given.json else table(document))
@@ -79,7 +84,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Return the document: rows of sums, what comes before them, and what follows from both."""
-    from bench.machine import machine
     from gradledger.codec import Codec
     from gradledger.paillier import backend
     from owner.paillier_key import PaillierPrivateKey
@@ -98,9 +102,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             for executor in given.executors:
                 options = ["--devices", *map(str, sorted(given.devices))]
                 options += ["--seconds-max", str(given.seconds_max)]
-                command = [sys.executable, "-m", "bench.summing", *options]
-                command += ["measure", executor, str(material)]
-                done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+                child = [sys.executable, "-m", "bench.summing", *options]
+                child += ["measure", executor, str(material)]
+                done = subprocess.run(child, cwd=ROOT, capture_output=True, text=True)
                 if done.returncode:
                     raise SystemExit(f"{executor}, {parameters:,} parameters:\n{done.stderr}")
                 rows += [json.loads(line) for line in done.stdout.splitlines()]
@@ -109,7 +113,6 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         before = list(uploads(Path(folder, "net"), materials))
     check_equal(rows)
     document = {
-        "command": " ".join(["python -m bench.summing", *sys.argv[1:]]),
         "seed": SEED,
         **about,
         "bits": given.bits,
@@ -212,13 +215,6 @@ def sums(
         cluster.close()
 
 
-def peak_mb(pid: int | str = "self") -> float:
-    """Return the most memory that a process ever had, in units of 10^6 bytes."""
-    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
-    return round(int(kilobytes) * 1024 / 1e6, 1)
-
-
 def workers_peak_mb() -> list[float]:
     """Return the peaks of the processes below this one that compute."""
     import psutil
@@ -278,9 +274,10 @@ def uploads(home: Path, materials: Sequence[Path]) -> Iterator[dict[str, Any]]:
                 start = time.perf_counter()
                 for cid in cids:
                     fetcher.want(cid, bytes_max)
-                fetcher.wait(cids, 300)
+                fetcher.wait([(cid, bytes_max) for cid in cids], 300)
                 fetch_s = min(fetch_s, time.perf_counter() - start)
-                assert all(fetcher.blob(cid) == blob for cid, blob in zip(cids, blobs, strict=True))
+                for cid, blob in zip(cids, blobs, strict=True):
+                    assert fetcher.blob(cid, bytes_max) == blob
                 fetcher.close()
 
             terms = SimpleNamespace(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import math
 import queue
 import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 from gradledger.cid import cid_to_digest, cid_v0
@@ -31,6 +32,7 @@ from gradledger.errors import (
 ADDRESS_DEFAULT = "/ip4/127.0.0.1/tcp/5001"
 TIMEOUT_SEC_DEFAULT = 30.0
 BYTES_MAX_DEFAULT = 2**28
+PACE_BYTES_PER_SEC = 2**21  # of content that comes steadily
 CALLS_MAX = 32  # calls of one store under way, those left at their deadline included
 
 _BLOCK_BYTES = 65_536
@@ -135,7 +137,9 @@ class Store:
             self.bytes_stored += len(data)
         return cid
 
-    def get(self, cid: str, *, bytes_max: int | None = None) -> bytes:
+    def get(
+        self, cid: str, *, bytes_max: int | None = None, patience_sec: float = math.inf
+    ) -> bytes:
         """Return content, verified against its CID.
 
         Parameters
@@ -144,6 +148,9 @@ class Store:
             A CIDv0 of this project's profile.
         bytes_max : int, optional
             A tighter bound than the store's.
+        patience_sec : float
+            Give up earlier than after `timeout_sec`: when nothing comes for so long, or content is
+            so far behind a pace of `PACE_BYTES_PER_SEC`.
 
         Returns
         -------
@@ -165,7 +172,8 @@ class Store:
         """
         cid_to_digest(cid)
         bound = self.bytes_max if bytes_max is None else min(bytes_max, self.bytes_max)
-        data = self._call("cat", cid, self._request, "/cat", cid, bound)
+        request = partial(self._request, patience_sec=patience_sec)
+        data = self._call("cat", cid, request, "/cat", cid, bound, patience_sec=patience_sec)
         if cid_v0(data) != cid:
             raise BlobCorruptError(f"{cid}: the {len(data)} bytes that came are not its content")
         with self._counting:
@@ -236,7 +244,14 @@ class Store:
         if _field(answer, "Pins") != [cid]:
             raise StoreUnavailableError(f"{name} {cid}: the answer names {answer[:64]!r}")
 
-    def _call(self, name: str, cid: str | None, work: Callable[..., _T], *args: Any) -> _T:
+    def _call(
+        self,
+        name: str,
+        cid: str | None,
+        work: Callable[..., _T],
+        *args: Any,
+        patience_sec: float = math.inf,
+    ) -> _T:
         """Run `work(*args, deadline)` in a worker; leave it at the deadline."""
         deadline = time.monotonic() + self.timeout_sec
         subject = f"{name} {cid}" if cid else name
@@ -248,7 +263,7 @@ class Store:
 
         def run() -> None:
             try:
-                with self._mapped_errors(subject, cid):
+                with self._mapped_errors(subject, cid, patience_sec):
                     outcome = work(*args, deadline), None
             except BaseException as exc:
                 results.put((None, exc))
@@ -266,8 +281,8 @@ class Store:
             raise error
         return value  # type: ignore[return-value]
 
-    def _client(self, deadline: float) -> Any:
-        wait = max(0.001, deadline - time.monotonic())
+    def _client(self, deadline: float, patience_sec: float) -> Any:
+        wait = min(patience_sec, max(0.001, deadline - time.monotonic()))
         return _client_class()(self.address, "api/v0", timeout=wait)
 
     def _add(self, data: bytes, deadline: float) -> Any:
@@ -277,9 +292,18 @@ class Store:
         answer = self._read("/add", None, _ADD_OPTIONS, _ANSWER_BYTES_MAX, deadline, body, headers)
         return _field(answer, "Hash")
 
-    def _request(self, path: str, cid: str | None, bound: int, deadline: float) -> bytes:
+    def _request(
+        self,
+        path: str,
+        cid: str | None,
+        bound: int,
+        deadline: float,
+        *,
+        patience_sec: float = math.inf,
+    ) -> bytes:
         seconds = max(0.001, (deadline - time.monotonic()) * _SERVER_SHARE)
-        return self._read(path, cid, {"timeout": f"{seconds:.3f}s"}, bound, deadline)
+        options = {"timeout": f"{seconds:.3f}s"}
+        return self._read(path, cid, options, bound, deadline, patience_sec=patience_sec)
 
     def _read(
         self,
@@ -290,10 +314,13 @@ class Store:
         deadline: float,
         body: Iterator[bytes] | None = None,
         headers: dict[str, str] | None = None,
+        *,
+        patience_sec: float = math.inf,
     ) -> bytes:
         """Send a request and read its answer in blocks."""
+        begun = time.monotonic()
         params = [*options.items(), *([("arg", cid)] if cid else [])]
-        closables, blocks = self._client(deadline)._request(
+        closables, blocks = self._client(deadline, patience_sec)._request(
             "POST",
             path,
             params,
@@ -313,6 +340,11 @@ class Store:
                     raise error(f"{path} {cid or ''}: expected at most {bound} bytes, more came")
                 if time.monotonic() > deadline:
                     raise self._late(f"{path} {cid or ''}")
+                if time.monotonic() > begun + patience_sec + length / PACE_BYTES_PER_SEC:
+                    raise StoreUnavailableError(
+                        f"{path} {cid or ''}: more than {patience_sec:g} s behind "
+                        f"{PACE_BYTES_PER_SEC} bytes a second"
+                    )
                 parts.append(block)
             return b"".join(parts)
         finally:
@@ -320,7 +352,7 @@ class Store:
                 closable.close()
 
     @contextmanager
-    def _mapped_errors(self, subject: str, cid: str | None) -> Iterator[None]:
+    def _mapped_errors(self, subject: str, cid: str | None, patience_sec: float) -> Iterator[None]:
         """Turn the client library's errors into the store's."""
         import requests
         import urllib3
@@ -333,7 +365,7 @@ class Store:
         except exceptions.AddressError:
             raise ConfigError(f"no store address: {self.address!r}") from None
         except exceptions.TimeoutError as exc:
-            raise self._late(subject) from exc
+            raise self._late(subject, patience_sec) from exc
         except exceptions.ErrorResponse as exc:
             text = str(exc)[:200]
             raise _error_of(text, cid)(f"{subject}: {self.address} answers {text!r}") from exc
@@ -347,9 +379,10 @@ class Store:
                 f"{subject}: no proper answer from {self.address} ({type(exc).__name__})"
             ) from exc
 
-    def _late(self, subject: str) -> StoreUnavailableError:
+    def _late(self, subject: str, patience_sec: float = math.inf) -> StoreUnavailableError:
+        within_sec = min(self.timeout_sec, patience_sec)
         return StoreUnavailableError(
-            f"{subject}: no answer from {self.address} within {self.timeout_sec:g} s"
+            f"{subject}: no answer from {self.address} within {within_sec:g} s"
         )
 
     def __repr__(self) -> str:

@@ -55,6 +55,7 @@ from producer_validation.measuring import Views
 __all__ = [
     "VALIDATORS_MAX",
     "Known",
+    "KnownUploads",
     "MaterialError",
     "Measure",
     "Opened",
@@ -83,6 +84,8 @@ VALIDATORS_MAX = 32
 _READERS_MAX = VALIDATORS_MAX + 1  # and, in sealed mode, the owner
 _OVERHEAD_BYTES_MAX = HEADER_BYTES + READER_BYTES * _READERS_MAX + TAG_BYTES
 _ZERO_HASH = bytes(32)
+_ROOM_FIRST = 64  # sketches
+_PENDING = 2**32  # above every slot
 
 
 class MaterialError(GradledgerError):
@@ -648,6 +651,87 @@ def name_series(
 # ---- beside the round's other uploads -----------------------------------------------------------
 
 
+class KnownUploads:
+    """Sound uploads of one round, among which copies are looked for. It grows.
+
+    One look is one product of an array that all sketches are in: what is compared one by one does
+    not grow with the round. Notes and rules: `find_duplicate`.
+
+    Parameters
+    ----------
+    known : iterable of Known
+        To begin with. Each device once.
+    """
+
+    def __init__(self, known: Iterable[Known] = ()) -> None:
+        self._first: dict[bytes, list[Known]] = {}  # by digest, the two that come first
+        self._sketched: list[Known] = []  # row by row of the arrays, which have room for more
+        self._sums = np.empty((0, measuring.SKETCH_NUMBERS))
+        self._squares = np.empty(0)
+        self._ranks = np.empty(0, dtype=np.int64)
+        for one in known:
+            self.add(one)
+
+    def add(self, one: Known) -> None:
+        """Let copies of an upload be known from now on."""
+        same = [*self._first.get(one.digest, ()), one]
+        self._first[one.digest] = sorted(same, key=_rank)[:2]
+        if not one.sketch:
+            return
+        place = len(self._sketched)
+        if place == len(self._ranks):
+            room = max(_ROOM_FIRST, 2 * place)
+            self._sums = np.resize(self._sums, (room, measuring.SKETCH_NUMBERS))
+            self._squares = np.resize(self._squares, room)
+            self._ranks = np.resize(self._ranks, room)
+        sums, square, _ = _numbers(one.sketch)
+        self._sums[place], self._squares[place], self._ranks[place] = sums, square, _rank(one)
+        self._sketched.append(one)
+
+    def find_duplicate(self, mine: Known) -> Refusal | None:
+        """Return what `find_duplicate` does, beside the uploads known so far."""
+        same = [one for one in self._first.get(mine.digest, ()) if one.account != mine.account]
+        near = self._first_near(mine)
+        found = [*same[:1], *([near] if near else [])]
+        first = min(found, key=_rank, default=None)
+        if first is None or _rank(first) >= _PENDING + mine.slot:
+            return None
+        what = "the one" if first.digest == mine.digest else "nearly the one"
+        return Refusal(
+            VerdictCode.DUPLICATE, f"expected an update of its own, got {what} of {first.account}"
+        )
+
+    def _first_near(self, mine: Known) -> Known | None:
+        """Return the first in the order of who stays whose update is nearly this one."""
+        if not mine.sketch or not self._sketched:
+            return None
+        own, square, parameters = _numbers(mine.sketch)
+        rows = slice(len(self._sketched))
+        squares = self._squares[rows]
+        apart = squares + square - 2 * (self._sums[rows] @ own)
+        limit = (measuring.NEAR_PERCENT / 100) ** 2 * np.maximum(squares, square)
+        limit += measuring.ROUNDING * parameters
+        # float64 errs by far less, so that only who is very near the limit is compared in vain
+        places = np.flatnonzero(apart < limit * 1.000001)
+        for place in places[np.argsort(self._ranks[places])]:
+            one = self._sketched[place]
+            if one.account != mine.account and measuring.is_near(mine.sketch, [one.sketch])[0]:
+                return one
+        return None
+
+
+def _rank(one: Known) -> int:
+    """Return the place of an upload in the order of who stays: the accepted first, then by slot."""
+    return one.slot if one.accepted else _PENDING + one.slot
+
+
+def _numbers(sketch: bytes) -> tuple[npt.NDArray[np.float64], float, float]:
+    """Return a sketch's sums, their squared length, and the number of parameters."""
+    numbers = np.frombuffer(sketch, dtype="<i8").astype(np.float64)
+    sums = numbers[:-1]
+    return sums, float(sums @ sums), float(numbers[-1])
+
+
 def find_duplicate(mine: Known, others: Iterable[Known]) -> Refusal | None:
     """Refuse a payload, or an update, that another device of the round sent as well.
 
@@ -674,23 +758,10 @@ def find_duplicate(mine: Known, others: Iterable[Known]) -> Refusal | None:
     -----
     Pure, and the same at validators that see the same rows. Two that see a copy appear at
     different moments may vote differently; then neither copy gets a quorum, or one does. A copy
-    that was altered by more, or (paillier mode) encrypted again, is not seen here.
+    that was altered by more, or (paillier mode) encrypted again, is not seen here. Who looks for
+    copies of many keeps `KnownUploads`.
     """
-    others = [one for one in others if one.account != mine.account]
-    near = measuring.is_near(mine.sketch, [one.sketch for one in others])
-    same = [
-        one
-        for one, is_near in zip(others, near, strict=True)
-        if is_near or one.digest == mine.digest
-    ]
-    winners = [one for one in same if one.accepted] or [one for one in same if one.slot < mine.slot]
-    if not winners:
-        return None
-    first = min(winners, key=lambda one: one.slot)
-    what = "the one" if first.digest == mine.digest else "nearly the one"
-    return Refusal(
-        VerdictCode.DUPLICATE, f"expected an update of its own, got {what} of {first.account}"
-    )
+    return KnownUploads(others).find_duplicate(mine)
 
 
 def judge(

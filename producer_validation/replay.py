@@ -53,7 +53,7 @@ from gradledger.paillier import PaillierPublicKey, sum_payload
 from gradledger.store import Store
 from gradledger.validation import Draw
 from producer_validation import checks, openings
-from producer_validation.checks import Known, MaterialError, Measure, Opened, Refusal
+from producer_validation.checks import Known, KnownUploads, MaterialError, Measure, Opened, Refusal
 from producer_validation.validator import MODEL_BYTES_EXTRA, SET_BYTES_MAX
 
 __all__ = ["Judged", "Outcome", "Truth", "VerdictsReport", "replay_verdicts", "weigh"]
@@ -70,6 +70,10 @@ _PUBLIC = frozenset({VerdictCode.HASH_MISMATCH, VerdictCode.HEADER_MISMATCH, Ver
 _ALWAYS = _PUBLIC | {VerdictCode.ACCEPT, VerdictCode.UNAVAILABLE, VerdictCode.MALFORMED}
 _GAIN = frozenset({VerdictCode.CLASS_CLAIM, VerdictCode.NO_GAIN})
 
+# By CID and how long it may be: a blob can be the opening of one upload, and too long for that, and
+# be itself an upload.
+_Blobs = Mapping[tuple[str, int], bytes | StoreError]
+
 GONE = "its bytes are not on IPFS any more"
 AWAY = "IPFS does not answer"
 NOT_ASKED = "IPFS was not looked at"
@@ -80,6 +84,7 @@ COPIES = "copies: which one may be accepted depends on the moment; that validato
 NOT_ALL = "duplicate: not every other upload of the round can be opened"
 NOTE_GONE = "unavailable, and not there now either"
 NOTE_SERIES = "a mismatch is a mismatch: whose series it is depends on what the validator had seen"
+NOTE_LONG = "an opening that is too long: by its length malformed, by what is in it a mismatch"
 NOTE_COPIES = "of copies any may be accepted: which one depends on the moment"
 
 
@@ -99,6 +104,8 @@ class Truth:
     ----------
     decided : Refusal or None
         What anybody can see that must be said, by all validators.
+    also : collection of VerdictCode
+        Codes that will do as well as the one decided.
     own : mapping of str to Refusal
         The same, for single validators: those who are no readers, and those of the keys given to
         whom the seal is not as it should be.
@@ -117,6 +124,7 @@ class Truth:
     """
 
     decided: Refusal | None = None
+    also: Collection[VerdictCode] = ()
     own: Mapping[str, Refusal] = field(default_factory=dict)
     opened_by: Collection[str] = ()
     is_told: bool = False
@@ -333,6 +341,8 @@ def weigh(
         return _held(code, truth, accepted_too)
     if expected is not None and _is_same(code, expected):
         return Weight(Outcome.HELD, expected.code)
+    if expected is not None and code in truth.also:
+        return Weight(Outcome.HELD, expected.code, NOTE_LONG)
     if code is VerdictCode.UNAVAILABLE:
         return Weight(Outcome.UNTOLD, reason=LATER)
     if expected is not None:
@@ -519,10 +529,10 @@ class _Replay:
 
     def _blobs(
         self, wanted: Sequence[Sequence[tuple[str, int]]], bytes_each: int
-    ) -> Iterator[dict[str, bytes | StoreError]]:
+    ) -> Iterator[_Blobs]:
         """Fetch some blobs at a time, in order; a fault stands in place of its blob."""
         store, ahead = self._store, max(1, min(2 * WORKERS, AHEAD_BYTES_MAX // bytes_each))
-        under_way: deque[Future[dict[str, bytes | StoreError]]] = deque()
+        under_way: deque[Future[_Blobs]] = deque()
         rest = iter(wanted)
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="verdicts") as pool:
             for some in wanted:
@@ -543,28 +553,26 @@ class _Updates:
     def __init__(self) -> None:
         self.is_whole = True  # whether each that there is could be looked at
         self._known: dict[str, Known] = {}
-        self._digests: Counter[bytes] = Counter()
+        self._beside = KnownUploads()
 
     def add(self, row: Member, opened: Opened) -> None:
         """Add a device's update, as if accepted before all others: any may be a copy of it."""
         known = Known(row.account, row.upload_slot, opened.digest, True, opened.sketch)
         self._known[row.account] = known
-        self._digests[opened.digest] += 1
+        self._beside.add(known)
 
     def with_copies(self, account: str, truth: Truth) -> Truth:
         """Add whose updates are the same, now that all are known."""
         mine, copies = self._known.get(account), []
         if mine is None:
             return truth
-        known = list(self._known.values())
-        if (mine.sketch or self._digests[mine.digest] > 1) and _copies_of(mine, known):
-            copies = [one.account for one in known if _copies_of(mine, [one])]
+        if self._beside.find_duplicate(mine) is not None:
+            copies = [
+                one.account
+                for one in self._known.values()
+                if checks.find_duplicate(mine, [one]) is not None
+            ]
         return replace(truth, copies=tuple(copies) if copies or self.is_whole else None)
-
-
-def _copies_of(mine: Known, others: Sequence[Known]) -> bool:
-    """Whether an update is that of one of the others."""
-    return checks.find_duplicate(mine, others) is not None
 
 
 class _RoundReplay:
@@ -591,6 +599,8 @@ class _RoundReplay:
         self._payload_bytes = 0
         if self._card is not None:
             self._payload_bytes = checks.update_payload_bytes(self._codec, self._key)
+        self._upload_bytes_max = checks.update_bytes_max(self._codec, self._key)
+        self._opening_bytes_max = openings.opening_bytes_max(self._codec)
         self._model: Model | Exception | None = None
         self._uploaded, self._opened = _Updates(), _Updates()
         self._sums = dict(book.sums)
@@ -687,19 +697,19 @@ class _RoundReplay:
         row, is_audited = case.row, any(audit for _, _, audit in case.spoken)
         if not row.upload_cid or self._card is None:
             return []
-        wanted = [(row.upload_cid, checks.update_bytes_max(self._codec, self._key))]
+        wanted = [(row.upload_cid, self._upload_bytes_max)]
         if is_audited:
-            wanted.append((row.opening_cid, openings.opening_bytes_max(self._codec)))
+            wanted.append((row.opening_cid, self._opening_bytes_max))
         if row.set_cid and self._readers and (is_audited or self._key is None):
             wanted.append((row.set_cid, SET_BYTES_MAX))
         return wanted
 
-    def _truth(self, case: _Case, blobs: Mapping[str, bytes | StoreError]) -> tuple[Truth, Truth]:
+    def _truth(self, case: _Case, blobs: _Blobs) -> tuple[Truth, Truth]:
         possible, in_audit = self._possible
         if not case.row.upload_cid:
             decided = Refusal(VerdictCode.UNREVEALED, "its CID was not revealed in time")
             return Truth(decided), Truth(decided)
-        blob = blobs.get(case.row.upload_cid)
+        blob = blobs.get((case.row.upload_cid, self._upload_bytes_max))
         lacking = _lacking(blob, possible)
         if lacking is not None:
             self._uploaded.is_whole &= lacking.decided is not None
@@ -715,7 +725,7 @@ class _RoundReplay:
         self,
         case: _Case,
         blob: bytes,
-        blobs: Mapping[str, bytes | StoreError],
+        blobs: _Blobs,
         possible: frozenset[VerdictCode],
     ) -> tuple[Truth, bytes | None]:
         """Return what was to be said of an upload, and its payload where it was opened."""
@@ -755,9 +765,7 @@ class _RoundReplay:
             self._uploaded.add(case.row, opened)
         return Truth(**told, is_told=True, inner=inner), opened.payload
 
-    def _inner(
-        self, case: _Case, payload: bytes, blobs: Mapping[str, bytes | StoreError]
-    ) -> Refusal | None:
+    def _inner(self, case: _Case, payload: bytes, blobs: _Blobs) -> Refusal | None:
         """Return what is wrong with an opened payload."""
         if self._key is not None:
             return checks.check_payload(payload, self._codec, self._key, None)
@@ -771,17 +779,19 @@ class _RoundReplay:
         case: _Case,
         first: Truth,
         ciphertexts: bytes | None,
-        blobs: Mapping[str, bytes | StoreError],
+        blobs: _Blobs,
         possible: frozenset[VerdictCode],
     ) -> Truth:
         """Return what was to be said of an opening: after all that is wrong with the upload."""
         if first.decided is not None:
             return Truth(first.decided)
-        blob = blobs.get(case.row.opening_cid)
+        blob = blobs.get((case.row.opening_cid, self._opening_bytes_max))
         lacking = _lacking(blob, possible)
         if lacking is not None:
             self._opened.is_whole &= lacking.decided is not None
-            return lacking
+            # Who reads it in full, since it may be an upload as well, sees that it does not match.
+            is_long = isinstance(blob, BlobTooLargeError)
+            return replace(lacking, also=(VerdictCode.OPENING_MISMATCH,)) if is_long else lacking
         assert isinstance(blob, bytes) and self._key is not None
         facts: dict[str, Any] = {
             "task": self._task,
@@ -821,7 +831,7 @@ class _RoundReplay:
         case: _Case,
         opening: bytes,
         ciphertexts: bytes,
-        blobs: Mapping[str, bytes | StoreError],
+        blobs: _Blobs,
     ) -> Refusal | None:
         """As `openings.judge_opening`; a mismatch needs neither model nor set to be seen."""
         assert self._key is not None
@@ -835,11 +845,11 @@ class _RoundReplay:
 
     # ---- what the owner published -----------------------------------------------------------
 
-    def _measure(self, case: _Case, blobs: Mapping[str, bytes | StoreError]) -> Measure:
+    def _measure(self, case: _Case, blobs: _Blobs) -> Measure:
         """Return what an update is measured with. Raises MaterialError."""
         assert self._card is not None
         row, card = case.row, self._card
-        model, blob = self._received(), blobs.get(row.set_cid)
+        model, blob = self._received(), blobs.get((row.set_cid, SET_BYTES_MAX))
         if not isinstance(blob, bytes):
             raise MaterialError("the validation set is not on IPFS any more")
         draw = None
@@ -930,13 +940,13 @@ def _lacking(blob: bytes | StoreError | None, possible: frozenset[VerdictCode]) 
 
 def _fetch(
     store: Store | None, wanted: Sequence[tuple[str, int]], is_away: Callable[[], bool]
-) -> dict[str, bytes | StoreError]:
-    found: dict[str, bytes | StoreError] = {}
+) -> _Blobs:
+    found: dict[tuple[str, int], bytes | StoreError] = {}
     for cid, bytes_max in wanted:
         try:
             if store is None or is_away():
                 raise StoreUnavailableError(AWAY)
-            found[cid] = store.get(cid, bytes_max=bytes_max)
+            found[cid, bytes_max] = store.get(cid, bytes_max=bytes_max)
         except StoreError as error:
-            found[cid] = error
+            found[cid, bytes_max] = error
     return found

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradledger.cli_parts import CHECK_CODES, USAGE, task_name, whole_number
+from gradledger.errors import GradledgerError
 from gradledger.places import add_places, find_places
 
 if TYPE_CHECKING:
     from producer_validation.replay import VerdictsReport
 
-HELD, NOT_HELD, NOT_JUDGED = 0, 1, 2
+HELD, NOT_HELD, NOT_JUDGED = 0, 1, USAGE
 WRONG_SHOWN_MAX = 50
 
 _EPILOG = """\
@@ -30,7 +31,8 @@ upload was sealed to it as it should be.
 
 A verdict that cannot be told any more is counted and is held against nobody.
 
-exit codes: 0 all that could be judged hold; 1 some do not, and are named; 2 none could be judged
+exit codes: 0 all that could be judged hold; 1 some do not, and are named; 2 none could be judged,
+or wrong usage; 3 a node or IPFS does not answer
 """
 
 
@@ -44,42 +46,44 @@ def add_commands(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verdicts.add_argument("task", metavar="TASK")
+    verdicts.add_argument("task", type=task_name, metavar="TASK")
     verdicts.add_argument(
         "--key", type=Path, action="append", default=[], metavar="FILE", help="key file of a reader"
     )
-    verdicts.add_argument("--version", type=int, metavar="K", help="of this round alone")
+    verdicts.add_argument(
+        "--version", type=whole_number(1), metavar="K", help="of this round alone"
+    )
     add_places(verdicts, store=True)
     verdicts.add_argument(
-        "--from-block", type=int, default=1, metavar="N", help="read no block before this one"
+        "--from-block",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help="read no block before this one",
     )
     verdicts.add_argument("--json", action="store_true", help="print one JSON document")
-    verdicts.set_defaults(func=_verdicts)
+    codes = {**CHECK_CODES, GradledgerError: NOT_JUDGED}
+    verdicts.set_defaults(func=_verdicts, exit_codes=codes)
 
 
 def _verdicts(args: argparse.Namespace) -> int:
     from gradledger.audit.cli import progress
     from gradledger.chain.keys import load_key_file
-    from gradledger.errors import GradledgerError
     from producer_validation.replay import replay_verdicts
 
-    try:
-        places = find_places(args)
-        keys = [load_key_file(path) for path in args.key]
-        with progress() as tell:
-            report = replay_verdicts(
-                places.chain,
-                args.task,
-                store=places.store,
-                keys=keys,
-                contract=places.contract,
-                version=args.version,
-                from_block=args.from_block,
-                tell=tell,
-            )
-    except GradledgerError as error:
-        print(f"gradledger: the verdicts could not be judged: {error}", file=sys.stderr)
-        return NOT_JUDGED
+    places = find_places(args)
+    keys = [load_key_file(path) for path in args.key]
+    with progress() as tell:
+        report = replay_verdicts(
+            places.chain,
+            args.task,
+            store=places.store,
+            keys=keys,
+            contract=places.contract,
+            version=args.version,
+            from_block=args.from_block,
+            tell=tell,
+        )
     if args.json:
         print(json.dumps(report.to_dict(), indent=2))
     else:

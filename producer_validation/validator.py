@@ -15,7 +15,9 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import zip_longest
+from types import SimpleNamespace
 from typing import Any
 
 from gradledger import envelope
@@ -33,7 +35,7 @@ from gradledger.chain.contract import (
     Verdict,
     VerdictCode,
 )
-from gradledger.chain.keys import PrivateKey, load_key_file
+from gradledger.chain.keys import PrivateKey, key_of
 from gradledger.chain.transaction import Action
 from gradledger.codec import Codec
 from gradledger.errors import (
@@ -41,7 +43,6 @@ from gradledger.errors import (
     BlobCorruptError,
     BlobMissingError,
     BlobTooLargeError,
-    ConfigError,
     ContractError,
     GradledgerError,
     NodeAnswerError,
@@ -58,7 +59,14 @@ from gradledger.phases import lots_awaited, phase_end, push_on
 from gradledger.store import Store
 from gradledger.validation import Draw, opening_id
 from producer_validation import checks, openings
-from producer_validation.checks import Known, MaterialError, Measure, Opened, Refusal
+from producer_validation.checks import (
+    Known,
+    KnownUploads,
+    MaterialError,
+    Measure,
+    Opened,
+    Refusal,
+)
 from producer_validation.executors import InlineExecutor, Job, StoppedError, Work
 from producer_validation.fetching import CACHE_BYTES_DEFAULT, BlobSource, Fetcher
 from producer_validation.lots import lot_value
@@ -74,7 +82,8 @@ ATTEST_BATCH = 500
 WINDOW_MAX = 64  # uploads that are fetched and judged at a time
 ATTEST_WAIT_SEC = 1.0  # then verdicts are sent, however few
 FETCH_WAIT_SEC = 0.5  # a step waits so long for a window's blobs; who is late waits for the next
-MATERIAL_WAIT_SEC = 5.0
+STEP_WAIT_SEC = 2.0  # and so long for all that it judges by; then it takes what is there
+SUM_WAIT_SEC = 5.0  # without any blob of a sum
 PATIENCE_SHARE = 0.7  # of verdict_sec; after it a blob that nobody has is unavailable
 OWNER_FIRST_SEC = 3  # after a deadline, before the first validator pushes the round on
 MEMBERSHIP_SEC = 1.0  # between two looks whether a task has admitted the account
@@ -94,7 +103,7 @@ SET_BYTES_MAX = 2**26
 
 log = logging.getLogger("gradledger.validator")
 
-_Key = tuple[bytes, str, str]
+_Key = tuple[str | bytes | int, ...]
 
 
 @dataclass
@@ -155,11 +164,16 @@ _NO_PAUSE = _Pause()
 
 @dataclass(frozen=True)
 class _Result:
-    """What the bytes of one upload say, whatever the others are."""
+    """What the bytes of one upload say, whatever the others are.
+
+    Not judged is what the chain had accepted already when it was opened: only its digest and sketch
+    were wanted.
+    """
 
     refusal: Refusal | None
     digest: bytes = b""
     sketch: bytes = b""
+    is_judged: bool = True
 
 
 @dataclass
@@ -172,8 +186,10 @@ class _RoundWork:
     pauses: dict[bytes, _Pause] = field(default_factory=dict)  # by upload hash
     logged: set[tuple[str, str]] = field(default_factory=set)
     model: Model | None = None
+    set_bytes: int = 0  # of the largest validation set that came
     opening_id: str | None = None  # of the irreversible block that opened the round
     sum: tuple[bytes, str] | None = None  # hash and CID
+    summed: list[_Key] = field(default_factory=list)  # whose sum that is
     final_block: int = 0  # once it is irreversible, so is it that uploads are over; 0: not seen yet
     push_pause: _Pause = field(default_factory=_Pause)  # there was nothing to push
     drawable_at: int = 0  # when the last lot was seen to be revealed, by the chain's time
@@ -208,8 +224,9 @@ class Validator:
     Parameters
     ----------
     account : str
-    key : PrivateKey or path of a key file
-        It signs transactions; the X25519 key is derived from it.
+    key : PrivateKey or str or path
+        As for `gradledger.chain.keys.key_of`. It signs transactions; the X25519 key is derived from
+        it.
     chain : ChainClient or endpoints
     store : Store, address, or an object with `get` and `put` like a `Store`'s
         Every read must be verified against its CID and bounded in time, as `Store` does.
@@ -251,16 +268,12 @@ class Validator:
         cache_bytes_max: int = CACHE_BYTES_DEFAULT,
         metrics: Metrics | None = None,
     ) -> None:
-        if not isinstance(key, PrivateKey):
-            holder, key = load_key_file(key)
-            if holder != account:
-                raise ConfigError(f"expected the key file of {account}, it is {holder}'s")
         self.account = account
         self.chain = chain if isinstance(chain, ChainClient) else ChainClient(chain)
         self.store: BlobSource = Store(store) if isinstance(store, str) else store
         self.contract = FedLearning(self.chain, contract)
-        self._key = key
-        self._secret = key.encryption_key()
+        self._key = key_of(key, account)
+        self._secret = self._key.encryption_key()
         self._public = envelope.public_key_of(self._secret)
         self._tasks = None if tasks is None else tuple(dict.fromkeys(tasks))
         self._work = Work(executor or InlineExecutor(), is_stopped=lambda: self._stop.is_set())
@@ -271,6 +284,7 @@ class Validator:
         self._states: dict[str, _TaskState] = {}
         self._stop = threading.Event()
         self._looks = 0
+        self._wait_sec = STEP_WAIT_SEC  # that this step may still wait for blobs
 
     def __repr__(self) -> str:
         return f"Validator({self.account!r})"
@@ -310,12 +324,12 @@ class Validator:
         """
         report = StepReport()
         try:
-            info = self.chain.get_info()
+            info = self.chain.get_confirmed()
         except GradledgerError as error:
             report.is_reachable = False
             self._fault(report, error)
             return report
-        self._looks = MEMBERSHIP_LOOKS
+        self._looks, self._wait_sec = MEMBERSHIP_LOOKS, STEP_WAIT_SEC
         for task in self._listed(report):
             if self._stop.is_set():
                 break
@@ -466,7 +480,8 @@ class Validator:
     def _material(self, task: Task, state: _TaskState) -> _Material:
         """Return the task's card, key and codec."""
         if state.material is None:
-            card = fetch_card(self.store, task)  # type: ignore[arg-type]
+            source: Any = SimpleNamespace(get=partial(self._published, task.id))
+            card = fetch_card(source, task)
             codec = task_codec(task)
             key = None
             if task.terms.mode is Mode.PAILLIER:
@@ -481,6 +496,27 @@ class Validator:
                 checks.update_bytes_max(codec, key),
             )
         return state.material
+
+    def _fetch(self, task: str, wanted: Sequence[tuple[str, int]], wait_sec: float) -> None:
+        """Ask for blobs; wait for them, but in a whole step no longer than `STEP_WAIT_SEC`.
+
+        So that nobody's missing blobs hold up what others' are there for.
+        """
+        for cid, bytes_max in wanted:
+            self._fetcher.want(cid, bytes_max, task)
+        begun = time.monotonic()
+        self._fetcher.wait(wanted, min(wait_sec, self._wait_sec))
+        self._wait_sec = max(0.0, self._wait_sec - (time.monotonic() - begun))
+
+    def _published(self, task: str, cid: str, bytes_max: int) -> bytes:
+        """Return a blob of the owner's. Raises MaterialError: it is not here, or not yet."""
+        self._fetch(task, [(cid, bytes_max)], FETCH_WAIT_SEC)
+        blob = self._fetcher.blob(cid, bytes_max)
+        if blob is None:
+            failure = self._fetcher.failure(cid, bytes_max)
+            why = failure.error if failure else "no answer yet"
+            raise MaterialError(f"the owner's {cid} could not be fetched: {why}")
+        return blob
 
     def _name_dissenters(self, task: Task, round_: Round, work: _RoundWork) -> None:
         """Log who attested another sum than this validator, or (summed) than the quorum."""
@@ -535,10 +571,15 @@ class Validator:
         self._metrics.pushed.inc()
         self._say(logging.INFO, "pushed", task=task.id, version=version, state=state.name.lower())
 
-    def _push(self, action: Action) -> None:
-        """Send a transaction; head state is enough, since the next step looks again."""
+    def _push(self, action: Action, reference: str | None = None) -> None:
+        """Send a transaction; head state is enough, since the next step looks again.
+
+        What is said about rows is true where these rows are. `reference`, the id of a block that
+        has them, makes it void on every other fork, where the next step finds it missing.
+        """
         # Pushing twice within a second must not make the same transaction twice.
-        self.chain.push([action], [self._key], expiration_sec=30 + time.monotonic_ns() % 30)
+        expiration_sec = 30 + time.monotonic_ns() % 30
+        self.chain.push([action], [self._key], expiration_sec=expiration_sec, reference=reference)
 
     # ---- the log ----------------------------------------------------------------------------
 
@@ -583,11 +624,12 @@ class _Pass:
         self._material = material
         self._time_now = time_now
         self._results = work.results
+        self._row_bytes_max = material.bytes_max  # of what is fetched for a row, but its set
         rows = validator.contract.members(task.id)
+        self._head_id = validator.chain.get_info().head_id  # of a block that has these rows
         self._uploads = [row for row in rows if row.upload_version == round_.version]
         self.rest_sec = REST_SEC_PER_MEMBER * len(rows) if len(rows) > MEMBERS_FEW else 0.0
-        self._sound: list[Known] = []  # what is acceptable by itself, and not refused by the chain
-        self._same: dict[bytes, list[Known]] = {}  # of these, by digest
+        self._sound = KnownUploads()  # acceptable by themselves, and not refused by the chain
 
     # ---- verdicts ---------------------------------------------------------------------------
 
@@ -613,7 +655,7 @@ class _Pass:
                 break
             fresh = self._examine(window, report)
             for row in window:
-                if _key(row) in self._results:
+                if self._has_result(row):
                     refusal = self._refusal(row)
                     if _key(row) in fresh:
                         self._say_verdict(row, refusal, report)
@@ -630,7 +672,8 @@ class _Pass:
         """Return the uploads without this validator's verdict, in the order of their ballots.
 
         The ballots are read after the members. One that is not there, or is another upload's, says
-        nothing: a fork took the upload away, or the round is over; the contract knows.
+        nothing: a fork took the upload away, or the round is over; the contract knows. Of another
+        row with the same slot and hash it knows nothing: there the verdict is void, see `_push`.
         """
         if not due:
             return []
@@ -649,6 +692,8 @@ class _Pass:
     def _learn(self, report: StepReport) -> None:
         """Look at the uploads that are accepted already, to tell copies of them."""
         for window in self._windows([row for row in self._uploads if self._is_won(row)]):
+            if self._v._stop.is_set():
+                return
             self._examine(window, report, is_decided=True)
 
     def _is_won(self, row: Member) -> bool:
@@ -656,11 +701,16 @@ class _Pass:
         return _is_accepted(row)
 
     def _windows(self, rows: Sequence[Member]) -> Iterator[Sequence[Member]]:
-        """Yield rows in portions whose blobs fit into half of the cache."""
-        fitting = self._v._cache_bytes_max // (2 * self._material.bytes_max)
-        size = max(1, min(WINDOW_MAX, fitting))
-        for start in range(0, len(rows), size):
+        """Yield rows in portions whose blobs fit into half of the cache.
+
+        A validation set counts as the largest that came so far: few are near their bound.
+        """
+        start = 0
+        while start < len(rows):
+            row_bytes = self._row_bytes_max + self._work.set_bytes
+            size = max(1, min(WINDOW_MAX, self._v._cache_bytes_max // (2 * row_bytes)))
             yield rows[start : start + size]
+            start += size
 
     def _examine(
         self, window: Sequence[Member], report: StepReport, *, is_decided: bool = False
@@ -668,30 +718,46 @@ class _Pass:
         """Fetch and check the uploads that were not yet; return the keys that have a result now.
 
         Each is on its own: what one upload makes go wrong stops no other. Of an upload that the
-        chain has accepted already (`is_decided`) only the payload's digest is wanted.
+        chain has accepted already (`is_decided`) only the payload's digest is wanted. A fork, or a
+        node that is behind, may show it undecided in a later pass: then it is judged.
         """
-        rows = [row for row in window if _key(row) not in self._results]
-        self._fetch([one for row in rows for one in self._blobs(row, is_decided)], FETCH_WAIT_SEC)
-        flying: list[tuple[Member, Opened]] = []
-        jobs: list[Job[Refusal | None]] = []
+        rows = [row for row in window if not self._has_result(row, is_decided)]
+        wanted = [one for row in rows for one in self._blobs(row, is_decided)]
+        self._v._fetch(self._task.id, wanted, FETCH_WAIT_SEC)
+        flying: list[tuple[Member, Opened, Job[Refusal | None]]] = []
+        held_bytes = 0
         for row in rows:
+            if 2 * held_bytes > self._v._cache_bytes_max:
+                self._land(flying, report)
+                flying, held_bytes = [], 0
             try:
                 begun = self._begin(row, is_decided)
                 if isinstance(begun, _Result):
                     self._keep(row, begun)
                 elif begun is not None:
                     opened, job = begun
-                    jobs.append(job)
-                    flying.append((row, opened))
+                    flying.append((row, opened, job))
+                    held_bytes += _held_bytes(job)
             except Exception as error:
                 self._skip(row, error, report)
-        for place, outcome in self._v._work.results(jobs):
-            row, opened = flying[place]
+        self._land(flying, report)
+        return {_key(row) for row in rows if self._has_result(row, is_decided)}
+
+    def _land(
+        self, flying: Sequence[tuple[Member, Opened, Job[Refusal | None]]], report: StepReport
+    ) -> None:
+        """Wait for the heavy work on uploads, and keep its results."""
+        for place, outcome in self._v._work.results([job for _, _, job in flying]):
+            row, opened, _ = flying[place]
             if isinstance(outcome, Exception):
                 self._skip(row, outcome, report)
             else:
                 self._keep(row, _Result(outcome, opened.digest, opened.sketch))
-        return {_key(row) for row in rows if _key(row) in self._results}
+
+    def _has_result(self, row: Member, is_decided: bool = False) -> bool:
+        """Whether it is known what an upload's bytes say, as far as that is wanted."""
+        result = self._results.get(_key(row))
+        return result is not None and (result.is_judged or is_decided)
 
     def _keep(self, row: Member, result: _Result) -> None:
         self._results[_key(row)] = result
@@ -700,10 +766,8 @@ class _Pass:
     def _compare_with(self, row: Member, result: _Result) -> None:
         """Let copies of an upload be known from now on, if it is one to be copied."""
         is_won = self._is_won(row)
-        if result.refusal is None and (is_won or self._is_due(row)):
-            known = _known(row, result, is_won)
-            self._sound.append(known)
-            self._same.setdefault(known.digest, []).append(known)
+        if result.refusal is None and (is_won or (self._is_due(row) and result.is_judged)):
+            self._sound.add(_known(row, result, is_won))
 
     def _blobs(self, row: Member, is_decided: bool) -> list[tuple[str, int]]:
         """Return what is to be fetched to judge an upload: CIDs, and how long each can be."""
@@ -722,17 +786,12 @@ class _Pass:
         if isinstance(opened, Refusal):
             return _Result(opened)
         if is_decided:
-            return _Result(None, opened.digest, opened.sketch)
+            return _Result(None, opened.digest, opened.sketch, is_judged=False)
         if self._material.key is None:
             unmeasured = checks.check_set_issued(row, self._round.version)
             if unmeasured is not None:
                 return _Result(unmeasured)
         return opened, self._submit(row, opened.payload)
-
-    def _fetch(self, wanted: Sequence[tuple[str, int]], wait_sec: float) -> None:
-        for cid, bytes_max in wanted:
-            self._v._fetcher.want(cid, bytes_max)
-        self._v._fetcher.wait([cid for cid, _ in wanted], wait_sec)
 
     def _open(self, row: Member) -> Opened | Refusal | None:
         """Return the opened upload, its refusal, or None: its bytes are not here yet."""
@@ -741,9 +800,9 @@ class _Pass:
                 VerdictCode.UNREVEALED,
                 f"expected the CID before {self._round.reveal_deadline}, got none",
             )
-        blob = self._v._fetcher.blob(row.upload_cid)
+        blob = self._v._fetcher.blob(row.upload_cid, self._material.bytes_max)
         if blob is None:
-            return self._missing(row, row.upload_cid)
+            return self._missing(row, row.upload_cid, self._material.bytes_max)
         return checks.open_upload(
             blob,
             task=self._task,
@@ -754,9 +813,9 @@ class _Pass:
             payload_bytes=self._material.payload_bytes,
         )
 
-    def _missing(self, row: Member, cid: str) -> Refusal | None:
+    def _missing(self, row: Member, cid: str, bytes_max: int) -> Refusal | None:
         """Refuse what is too large, or what the store has not when most of the time is gone."""
-        failure = self._v._fetcher.failure(cid)
+        failure = self._v._fetcher.failure(cid, bytes_max)
         if failure is None:
             return None
         if isinstance(failure.error, BlobTooLargeError):
@@ -793,11 +852,12 @@ class _Pass:
         card = self._material.card
         if work.model is None:
             bytes_max = 4 * self._task.terms.parameters + MODEL_BYTES_EXTRA
-            blob = self._published(round_.model_cid, bytes_max)
+            blob = self._v._published(self._task.id, round_.model_cid, bytes_max)
             work.model = checks.read_model(
                 blob, self._task, round_, card.architecture, *who, target=card.target
             )
-        blob = self._published(row.set_cid, SET_BYTES_MAX)
+        blob = self._v._published(self._task.id, row.set_cid, SET_BYTES_MAX)
+        work.set_bytes = max(work.set_bytes, len(blob))
         x, y = checks.read_set(blob, self._task, row, *who, self._draw(row), target=card.target)
         tells_update = card.privacy is None or card.privacy.update_error
         return checks.measure_of(round_, row, work.model, x, y, tells_update=tells_update)
@@ -815,23 +875,12 @@ class _Pass:
             commitment, self._work.opening_id, self._task.id, version, row.account, row.classes
         )
 
-    def _published(self, cid: str, bytes_max: int) -> bytes:
-        self._fetch([(cid, bytes_max)], MATERIAL_WAIT_SEC)
-        blob = self._v._fetcher.blob(cid)
-        if blob is None:
-            failure = self._v._fetcher.failure(cid)
-            why = failure.error if failure else "no answer yet"
-            raise MaterialError(f"the owner's {cid} could not be fetched: {why}")
-        return blob
-
     def _refusal(self, row: Member) -> Refusal | None:
         """Return why an upload is refused, now that those before it are known."""
         result = self._results[_key(row)]
         if result.refusal is not None:
             return self._named(row, result.refusal)
-        # without a sketch only the very same payload is a copy: most often there is no other
-        others = self._sound if result.sketch else self._same[result.digest]
-        return checks.find_duplicate(_known(row, result, False), others)
+        return self._sound.find_duplicate(_known(row, result, False))
 
     def _named(self, row: Member, refusal: Refusal) -> Refusal:
         """Say of a series that does not fit its update whose it is, where that is known."""
@@ -888,7 +937,7 @@ class _Pass:
         verdicts = [verdict for _, verdict in batch]
         try:
             with self._v._metrics.attest_sec.time():
-                self._v._push(self._attestation(verdicts))
+                self._v._push(self._attestation(verdicts), self._head_id)
             report.attested += len(batch)
             self._v._metrics.attested.inc(len(batch))
         except (RoundClosedError, StaleVersionError) as error:
@@ -915,7 +964,8 @@ class _Pass:
         accepted = [row for row in self._uploads if _is_accepted(row)]
         if key is None or len(accepted) != round_.accepted:
             return  # rows of different moments: the next step reads them again
-        if self._work.sum is None:
+        summed = [_key(row) for row in accepted]
+        if self._work.sum is None or self._work.summed != summed:
             codec = self._material.codec
             with Product(key, codec, self._v._work) as product:
                 for one in self._payloads(accepted):
@@ -936,12 +986,12 @@ class _Pass:
             )
             readers = {task.owner: self._material.card.owner_enc_key}
             cid = self._v.store.put(envelope.seal(header, payload, readers))
-            self._work.sum = hashlib.sha256(payload).digest(), cid
+            self._work.sum, self._work.summed = (hashlib.sha256(payload).digest(), cid), summed
         digest, cid = self._work.sum
         try:
-            self._v._push(
-                self._v.contract.attestsum(task.id, round_.version, self._v.account, digest, cid)
-            )
+            make, account = self._v.contract, self._v.account
+            step = make.attestsum(task.id, round_.version, account, digest, cid)
+            self._v._push(step, self._head_id)
         except (AlreadyDoneError, RoundClosedError, StaleVersionError):
             return  # the quorum was faster
         report.sums += 1
@@ -967,23 +1017,25 @@ class _Pass:
             for row in window:
                 if self._v._stop.is_set():
                     raise StoppedError("the validator is to stop")
-                blob = self._v._fetcher.blob(row.upload_cid)
+                read = row.upload_cid, self._material.bytes_max
+                blob = self._v._fetcher.blob(*read)
                 opened = None if blob is None else self._open(row)
                 if not isinstance(opened, Opened):
-                    failure = self._v._fetcher.failure(row.upload_cid)
+                    failure = self._v._fetcher.failure(*read)
                     why = opened.reason if opened else failure.error if failure else "no answer yet"
                     raise MaterialError(f"the sum needs {row.account}'s accepted upload: {why}")
                 yield opened.payload
 
     def _gather(self, window: Sequence[Member], following: Sequence[Member]) -> None:
         """Wait for a window's blobs as long as they keep coming."""
-        missing, before = list(window), len(window) + 1
+        fetcher, bytes_max = self._v._fetcher, self._material.bytes_max
+        missing, before = [row.upload_cid for row in window], len(window) + 1
         while missing and len(missing) < before and not self._v._stop.is_set():
             before = len(missing)
-            for row in (*missing, *following):
-                self._v._fetcher.want(row.upload_cid, self._material.bytes_max)
-            self._v._fetcher.wait([row.upload_cid for row in missing], MATERIAL_WAIT_SEC)
-            missing = [row for row in missing if self._v._fetcher.blob(row.upload_cid) is None]
+            for cid in (*missing, *(row.upload_cid for row in following)):
+                fetcher.want(cid, bytes_max, self._task.id)
+            fetcher.wait([(cid, bytes_max) for cid in missing], SUM_WAIT_SEC)
+            missing = [cid for cid in missing if fetcher.blob(cid, bytes_max) is None]
 
 
 class _Audit(_Pass):
@@ -1003,6 +1055,7 @@ class _Audit(_Pass):
         super().__init__(validator, task, round_, work, material, time_now)
         self._results = work.audits
         self._opening_bytes_max = openings.opening_bytes_max(material.codec)
+        self._row_bytes_max += self._opening_bytes_max
 
     def _is_due(self, row: Member) -> bool:
         return row.upload_state is UploadState.DRAWN and bool(row.opening_cid)
@@ -1023,10 +1076,10 @@ class _Audit(_Pass):
     ) -> _Result | tuple[Opened, Job[Refusal | None]] | None:
         key, opened = self._material.key, self._open(row)
         assert key is not None  # only tasks in paillier mode have lots
-        blob = self._v._fetcher.blob(row.opening_cid)
+        blob = self._v._fetcher.blob(row.opening_cid, self._opening_bytes_max)
         opening: bytes | Refusal | None
         if blob is None:
-            opening = self._missing(row, row.opening_cid)
+            opening = self._missing(row, row.opening_cid, self._opening_bytes_max)
         else:
             opening = openings.open_opening(
                 blob,
@@ -1043,7 +1096,7 @@ class _Audit(_Pass):
             return None
         known = openings.known_by(opening, self._material.codec)
         if is_decided:
-            return _Result(None, known.digest, known.sketch)
+            return _Result(None, known.digest, known.sketch, is_judged=False)
         job = self._v._work.submit(
             openings.judge_opening,
             opening,
@@ -1064,8 +1117,28 @@ class _Audit(_Pass):
 
 
 def _key(row: Member) -> _Key:
-    """Return what an upload's result hangs on; a fork may bring another CID of the same hash."""
-    return row.upload_hash, row.upload_cid, row.opening_cid
+    """Return all of a row that its result hangs on; a fork may change any of it but the hash."""
+    return (
+        row.account,
+        row.set_version,
+        row.set_hash,
+        row.upload_hash,
+        row.upload_cid,
+        row.series_hash,
+        row.upload_cost,
+        row.error_first,
+        row.error_before,
+        row.error_last,
+        row.opening_cid,
+    )
+
+
+def _held_bytes(job: Job[Refusal | None]) -> int:
+    """Return how much memory the arguments of heavy work on an upload take."""
+    payloads = sum(len(one) for one in job.args if isinstance(one, bytes))
+    return payloads + sum(
+        one.x.nbytes + one.y.nbytes for one in job.args if isinstance(one, Measure)
+    )
 
 
 def _known(row: Member, result: _Result, is_won: bool) -> Known:

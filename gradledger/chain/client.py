@@ -7,12 +7,13 @@ does not answer; an answer of the chain itself (a refused transaction) is final.
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from gradledger.chain.abi import Abi, parse_time
@@ -36,7 +37,7 @@ ENDPOINTS_MAX = 16
 ANSWER_BYTES_MAX = 64 * 2**20
 ROUNDS_OF_ENDPOINTS = 2  # how often each endpoint is asked before giving up
 PAUSE_SEC = 0.2  # between these rounds
-REST_SEC = 10.0  # how long an endpoint that did not answer is not asked for its opinion
+REST_SEC = 10.0  # how long an endpoint that did not answer has no vote
 PAGES_MAX = 100_000
 BLOCKS_CACHED_MAX = 1024
 EXPIRATION_SEC_MAX = 3600
@@ -45,8 +46,13 @@ _CHECK_PREFIX = "assertion failure with message: "
 _CHECK_CODES = (3050003, 3050004)  # eosio_assert_message, eosio_assert_code
 _AUTHORITY_CODES = range(3090000, 3100000)
 _EXPIRED_CODE = 3040005
+_REFERENCE_CODE = 3040007  # the node's fork has not the block that it refers to
 _DUPLICATE_CODE = 3040008
 _BUSY_CODES = (3080006, 3081001)  # took too long here: another node, or later, may do it
+
+_DIGEST = re.compile("[0-9a-f]{64}")
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +73,7 @@ class ChainInfo:
     head_time: int  # seconds since 1970
     irreversible_block: int
     irreversible_id: str
+    head_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ class Block:
     """An irreversible block: its time (seconds since 1970) and the transactions it executed."""
 
     number: int
+    id: str
     time: int
     executed: frozenset[str] = field(repr=False)
 
@@ -117,15 +125,15 @@ class PushResult(Signed):
 
     @classmethod
     def of(cls, signed: Signed, traces: dict[str, Any]) -> PushResult:
-        """Return what a node's traces say about a transaction that was sent to it."""
-        receipt = traces.get("receipt") or {}
+        """Return what the traces that `send` returned say about a transaction."""
+        cpu_us, net_words = _billed(traces)
         return cls(
             signed.trx_id,
             signed.first_block,
             signed.expiration,
             signed.body,
-            int(receipt.get("cpu_usage_us", 0)),
-            8 * int(receipt.get("net_usage_words", 0)),
+            cpu_us,
+            8 * net_words,
             traces,
         )
 
@@ -194,10 +202,8 @@ class ChainClient:
         self.last_info = info = self._confirmed()[0]
         return info
 
-    def _confirmed(self) -> tuple[ChainInfo, int]:
-        """Return `get_confirmed`'s answer, and an endpoint that has this block."""
-        if len(self.endpoints) == 1:
-            return self._info()
+    def _confirmed(self) -> tuple[ChainInfo, list[tuple[ChainInfo, int]]]:
+        """Return `get_confirmed`'s answer, and what each endpoint that answers says."""
         heard = self._opinions()
         heard.sort(key=lambda each: each[0].irreversible_block, reverse=True)
         needed = len(heard) // 2 + 1
@@ -211,7 +217,7 @@ class ChainClient:
                     irreversible_block=info.irreversible_block,
                     irreversible_id=info.irreversible_id,
                 )
-                return asked, self._preferred if self._preferred in having else endpoint
+                return asked, heard
             most = max(most, len(having))
         raise NodeAnswerError(
             f"expected {needed} of {len(heard)} endpoints to agree on an irreversible block, "
@@ -221,7 +227,7 @@ class ChainClient:
     def _opinions(self) -> list[tuple[ChainInfo, int]]:
         """Return what each endpoint that answers says of its chain."""
         if len(self.endpoints) == 1:
-            return [self._info()]
+            return [(self.get_info(), 0)]
         heard: list[tuple[ChainInfo, int]] = []
         now = time.monotonic()
         awake = [n for n in range(len(self.endpoints)) if self._resting.get(n, 0.0) <= now]
@@ -289,13 +295,9 @@ class ChainClient:
         query = {"block_num": number}
         answer = self._call("/v1/chain/get_block_info", query, only=endpoint)[0]
         try:
-            found = str(answer["id"])
-            if len(found) != 64 or int(found[:8], 16) != number:
-                raise ValueError(f"id {found[:80]}")
-            bytes.fromhex(found)
+            return _block_id(answer, number)
         except (KeyError, TypeError, ValueError) as error:
             raise NodeAnswerError(f"expected block {number}, got another: {error}") from None
-        return found
 
     def _has(self, info: ChainInfo, its: ChainInfo, endpoint: int) -> bool:
         """Return whether an endpoint, which is as far, has the same irreversible block."""
@@ -309,18 +311,7 @@ class ChainClient:
             return False
 
     def _info(self, *, only: int | None = None) -> tuple[ChainInfo, int]:
-        answer, endpoint = self._call("/v1/chain/get_info", {}, only=only)
-        try:
-            info = ChainInfo(
-                str(answer["chain_id"]),
-                str(answer.get("server_version_string") or answer["server_version"]),
-                int(answer["head_block_num"]),
-                parse_time(answer["head_block_time"]),
-                int(answer["last_irreversible_block_num"]),
-                str(answer["last_irreversible_block_id"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise NodeAnswerError(f"expected a get_info document, it lacks {error}") from None
+        info, endpoint = self._read("/v1/chain/get_info", {}, _chain_info, only=only)
         if self._chain_id is None:
             self._chain_id = info.chain_id
         if info.chain_id != self._chain_id:
@@ -375,7 +366,7 @@ class ChainClient:
                 if bound is not None and int(following) <= bound:
                     raise ValueError("its pages do not advance")
                 bound = int(following)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise NodeAnswerError(
                     f"expected rows of {code}/{scope}/{table}, got something else: {error}"
                 ) from None
@@ -409,71 +400,120 @@ class ChainClient:
         except (ConfigError, TypeError, KeyError):
             raise NodeAnswerError(f"expected a list of balances, got {str(answer)[:80]}") from None
 
-    def _block(self, number: int, endpoint: int) -> Block:
-        """Return a block that is irreversible for the node at `endpoint`, as that node has it.
+    def _block(self, number: int, heard: Sequence[tuple[ChainInfo, int]]) -> Block:
+        """Return an irreversible block, as more than half of those who were `heard` have it.
 
-        Another node may be behind, or on a fork. The newest `BLOCKS_CACHED_MAX` blocks are kept,
-        since they cannot change: several waits share them.
+        The newest `BLOCKS_CACHED_MAX` blocks are kept, since they cannot change: several waits
+        share them.
         """
         with self._lock:
             if number in self._blocks:
                 self._blocks.move_to_end(number)
                 return self._blocks[number]
-        query = {"block_num_or_id": str(number)}
-        answer = self._call("/v1/chain/get_block", query, only=endpoint)[0]
-        try:
-            if int(answer["block_num"]) != number:
-                raise ValueError(f"number {answer['block_num']}")
-            block = Block(number, parse_time(answer["timestamp"]), _executed_ids(answer))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise NodeAnswerError(f"expected block {number}, got another: {error}") from None
+        needed = len(heard) // 2 + 1
+        votes: Counter[Block] = Counter()
+        faults: list[NodeError] = []
+        for info, endpoint in heard:
+            if info.irreversible_block < number:
+                continue  # it may be on a fork
+            try:
+                block = self._block_at(number, endpoint)
+            except NodeError as error:
+                faults.append(error)
+                if isinstance(error, NodeUnavailableError):
+                    self._resting[endpoint] = time.monotonic() + REST_SEC
+                continue
+            votes[block] += 1
+            if votes[block] == needed:
+                break
+        else:
+            if len(heard) == len(faults) == 1:
+                raise faults[0]
+            raise NodeAnswerError(
+                f"expected {needed} of {len(heard)} endpoints to have the same block {number}, "
+                f"{max(votes.values(), default=0)} do{''.join(f'; {one}' for one in faults)}"
+            )
         with self._lock:
             self._blocks[number] = block
             while len(self._blocks) > BLOCKS_CACHED_MAX:
                 self._blocks.popitem(last=False)
         return block
 
+    def _block_at(self, number: int, endpoint: int) -> Block:
+        """Return a block as one endpoint has it."""
+        query = {"block_num_or_id": str(number)}
+        answer = self._call("/v1/chain/get_block", query, only=endpoint)[0]
+        try:
+            at, executed = parse_time(answer["timestamp"]), _executed_ids(answer)
+            return Block(number, _block_id(answer, number), at, executed)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise NodeAnswerError(f"expected block {number}, got another: {error}") from None
+
     # ---- writing ----------------------------------------------------------------------------
 
     def push(
-        self, actions: Iterable[Action], keys: Iterable[PrivateKey], *, expiration_sec: int = 60
+        self,
+        actions: Iterable[Action],
+        keys: Iterable[PrivateKey],
+        *,
+        expiration_sec: int = 60,
+        reference: str | None = None,
     ) -> PushResult:
         """Sign and send a transaction.
 
-        The clock is the chain's own, and the transaction refers to an irreversible block, so that
-        it is valid on every fork.
+        The clock is the chain's own.
+
+        Parameters
+        ----------
+        actions : iterable of Action
+        keys : iterable of PrivateKey
+        expiration_sec : int
+            1 to 3600, from the head on.
+        reference : str, optional
+            Id of a block: on a fork without it the transaction is never valid. None: an
+            irreversible block, so that it is valid on every fork.
 
         Raises
         ------
         ContractError
             A check refused it; nothing happened.
+        NodeUnavailableError
+            No node took it, or none of them knows the block `reference`.
         NodeError
             No node took it. It may have arrived all the same: `wait_irreversible` tells.
         """
-        signed = self.sign(actions, keys, expiration_sec=expiration_sec)
+        signed = self.sign(actions, keys, expiration_sec=expiration_sec, reference=reference)
         return PushResult.of(signed, self.send(signed.body))
 
     def sign(
-        self, actions: Iterable[Action], keys: Iterable[PrivateKey], *, expiration_sec: int = 60
+        self,
+        actions: Iterable[Action],
+        keys: Iterable[PrivateKey],
+        *,
+        expiration_sec: int = 60,
+        reference: str | None = None,
     ) -> Signed:
         """Sign a transaction as `push` does, and do not send it. Raises NodeError."""
         if not 1 <= expiration_sec <= EXPIRATION_SEC_MAX:
             raise ConfigError(f"expected 1..{EXPIRATION_SEC_MAX} s, got {expiration_sec}")
         info = self.get_confirmed()
         expiration = info.head_time + expiration_sec
-        transaction = Transaction.refer(actions, expiration, info.irreversible_id)
+        block_id = info.irreversible_id if reference is None else reference
+        transaction = Transaction.refer(actions, expiration, block_id)
         body = transaction.sign(info.chain_id, keys)
         return Signed(transaction.id, info.irreversible_block + 1, expiration, body)
 
     def send(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Send a signed transaction, perhaps again; return its traces, or {} if it was known."""
+        """Send a signed transaction, perhaps again; return its traces, or {} if it was known.
+
+        Raises as `push` does.
+        """
         request = {
             "return_failure_trace": False,
             "retry_trx": False,
             "transaction": body,
         }
-        answer = self.call("/v1/chain/send_transaction2", request)
-        return answer.get("processed", {}) if isinstance(answer, dict) else {}
+        return self._read("/v1/chain/send_transaction2", request, _traces)[0]
 
     def transact(
         self,
@@ -500,16 +540,17 @@ class ChainClient:
         TransactionExpiredError
             It is in no irreversible block up to its expiration, so it never will be.
         NodeError
-            The node does not answer, or answers nonsense.
+            The node does not answer, or answers nonsense; of several, no more than half of those
+            that answer have the same block, with the same transactions.
         """
         end = time.monotonic() + timeout_sec
-        info, endpoint = self._confirmed()
+        info, heard = self._confirmed()
         self._irreversible = info.irreversible_block
         self.last_info = info
         for number in range(signed.first_block, info.irreversible_block + 1):
             if time.monotonic() >= end:
                 break
-            block = self._block(number, endpoint)
+            block = self._block(number, heard)
             if signed.trx_id in block.executed:
                 return number
             if block.time > signed.expiration:
@@ -579,6 +620,23 @@ class ChainClient:
         """
         return self._call(path, document)[0]
 
+    def _read(
+        self, path: str, document: Any, read: Callable[[Any], _T], *, only: int | None = None
+    ) -> tuple[_T, int]:
+        """As `_call`, with what `read` makes of an answer.
+
+        Where it raises NodeAnswerError, the next endpoint is asked, now and by later calls.
+        """
+        for left in reversed(range(len(self.endpoints) if only is None else 1)):
+            answer, endpoint = self._call(path, document, only=only)
+            try:
+                return read(answer), endpoint
+            except NodeAnswerError:
+                if not left:
+                    raise
+                self._preferred = (endpoint + 1) % len(self.endpoints)
+        raise AssertionError("not reached")
+
     def _call(self, path: str, document: Any, *, only: int | None = None) -> tuple[Any, int]:
         """Return an answer and the endpoint that gave it; `only` asks no other one."""
         payload = json.dumps(document).encode()
@@ -626,7 +684,7 @@ def _error_answer(status: int, answer: Any) -> Any:
         error = answer["error"]
         code, name = int(error["code"]), str(error["name"])
         details = [str(detail["message"]) for detail in error.get("details", [])]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise NodeAnswerError(f"HTTP {status} without an error document") from None
     message = details[0] if details else str(error.get("what", name))
     if code == _DUPLICATE_CODE:
@@ -638,11 +696,67 @@ def _error_answer(status: int, answer: Any) -> Any:
         raise NotAllowedError("missing_authority", message)
     if code == _EXPIRED_CODE:
         raise TransactionExpiredError(message)
+    if code == _REFERENCE_CODE:
+        raise NodeUnavailableError(f"{name}: {message}")  # another node may know it
     if code in _BUSY_CODES:
         raise NodeBusyError(f"{name}: {message}")
     if 3050000 <= code < 3060000:
         raise ContractError("", f"{name}: {message}")
     raise _FinalAnswerError(f"HTTP {status}, {name}: {message}")
+
+
+def _chain_info(answer: Any) -> ChainInfo:
+    try:
+        info = ChainInfo(
+            _digest(answer["chain_id"]),
+            str(answer.get("server_version_string") or answer["server_version"]),
+            _uint32(answer["head_block_num"]),
+            parse_time(answer["head_block_time"]),
+            _uint32(answer["last_irreversible_block_num"]),
+            _digest(answer["last_irreversible_block_id"]),
+            _digest(answer["head_block_id"]),
+        )
+        _uint32(info.head_time)
+        _uint32(info.head_time + EXPIRATION_SEC_MAX)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise NodeAnswerError(f"expected a get_info document, got another: {error}") from None
+    return info
+
+
+def _traces(answer: Any) -> dict[str, Any]:
+    """Return the traces in an answer to a transaction, which may have been taken all the same."""
+    try:
+        traces: dict[str, Any] = answer.get("processed", {})
+        _billed(traces)
+    except (ValueError, AttributeError) as error:
+        raise NodeAnswerError(f"expected traces, got something else: {error}") from None
+    return traces
+
+
+def _billed(traces: dict[str, Any]) -> tuple[int, int]:
+    """Return the CPU time, us, and the words of 8 bytes that traces say were billed."""
+    receipt = traces.get("receipt") or {}
+    return _uint32(receipt.get("cpu_usage_us", 0)), _uint32(receipt.get("net_usage_words", 0))
+
+
+def _uint32(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
+        raise ValueError(f"number {str(value)[:80]}")
+    return value
+
+
+def _digest(value: Any) -> str:
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise ValueError(f"id {str(value)[:80]}")
+    return value
+
+
+def _block_id(answer: Any, number: int) -> str:
+    """Return the id in a block's document; it begins with the number."""
+    found = _digest(answer["id"])
+    if int(found[:8], 16) != number:
+        raise ValueError(f"id {found}")
+    return found
 
 
 def _executed_ids(block: dict[str, Any]) -> frozenset[str]:

@@ -502,7 +502,10 @@ class FedLearning:
         Uploads may come while the rows are read, and rounds may end: hold each ballot's hash
         against the upload that it is taken for.
         """
-        pages = self._rows(_BallotPage, task, "ballots") if uploads else []
+        if not uploads:
+            return []
+        last = (uploads - 1) // BALLOTS_PER_ROW
+        pages = self._rows(_BallotPage, task, "ballots", upper=last)
         return [ballot for page in pages for ballot in page.ballots][:uploads]
 
     def ballot(self, task: str, slot: int) -> Ballot | None:
@@ -546,8 +549,8 @@ class FedLearning:
             holdings=held.amount if held else 0,
         )
 
-    def _rows(self, cls: type[_T], scope: str, table: str) -> list[_T]:
-        rows = self.client.table_rows(self.account, scope, table, abi=self.abi)
+    def _rows(self, cls: type[_T], scope: str, table: str, *, upper: int | None = None) -> list[_T]:
+        rows = self.client.table_rows(self.account, scope, table, abi=self.abi, upper=upper)
         return [self._parse(cls, row) for row in rows]
 
     def _row(self, cls: type[_T], scope: str, table: str, key: int) -> _T | None:

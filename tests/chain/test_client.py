@@ -17,6 +17,7 @@ import pytest
 from gradledger.chain import client as client_module
 from gradledger.chain.abi import Abi
 from gradledger.chain.client import ChainClient, PushResult, Timeout
+from gradledger.chain.contract import BALLOTS_PER_ROW, FedLearning
 from gradledger.chain.keys import PrivateKey
 from gradledger.chain.transaction import ACTIONS_MAX, Transaction, action
 from gradledger.errors import (
@@ -26,6 +27,7 @@ from gradledger.errors import (
     IrreversibilityTimeout,
     NodeAnswerError,
     NodeBusyError,
+    NodeError,
     NodeUnavailableError,
     NotAllowedError,
     TransactionExpiredError,
@@ -48,6 +50,7 @@ def info(head: int = 10, last: int = 8, chain_id: str = CHAIN_ID) -> dict[str, A
         "chain_id": chain_id,
         "server_version": "fake",
         "head_block_num": head,
+        "head_block_id": f"{head:08x}" + "22" * 28,
         "head_block_time": "2026-01-31T12:00:00.500",
         "last_irreversible_block_num": last,
         "last_irreversible_block_id": f"{last:08x}" + "11" * 28,
@@ -202,6 +205,7 @@ BAD_NODES: dict[str, Any] = {
     "moved": http(b"", 301, head="Location: http://127.0.0.1:1/\r\n"),
     "error without a document": http(b'{"code": 500}', 500),
     "timed out inside": http(error(3080006, "deadline", "deadline_exception"), 500),
+    "on another fork": http(error(3040007, "no such block", "invalid_ref_block_exception"), 500),
     "long header": b"HTTP/1.1 200 X\r\nA: " + b"a" * 100_000 + b"\r\n\r\n",
     "many headers": b"HTTP/1.1 200 X\r\n" + b"A: b\r\n" * 1000 + b"\r\n",
     "bad length": b"HTTP/1.1 200 X\r\nContent-Length: -5\r\n\r\n{}",
@@ -301,6 +305,67 @@ def test_an_info_that_is_none_is_a_node_error(
 ) -> None:
     with pytest.raises(NodeAnswerError, match="expected a get_info document"):
         client(serve(http(json.dumps(answer).encode()))).get_info()
+
+
+SEND = "/v1/chain/send_transaction2"
+NONSENSE: list[tuple[str, Any]] = [
+    *(
+        ("/v1/chain/get_info", {**info(), name: value})
+        for name, value in [
+            ("head_block_num", float("inf")),
+            ("head_block_num", 2**32),
+            ("head_block_num", "10"),
+            ("last_irreversible_block_num", float("nan")),
+            ("last_irreversible_block_num", -1),
+            ("head_block_time", "1900-01-01T00:00:00"),
+            ("head_block_time", "2106-02-07T06:28:00"),  # no time is left for an expiration
+            ("head_block_time", "9000-01-01T00:00:00"),
+            ("last_irreversible_block_id", "zz"),
+            ("last_irreversible_block_id", "00"),
+            ("last_irreversible_block_id", "00 " * 21 + "0"),
+            ("head_block_id", "AB" * 32),
+            ("chain_id", "zz" * 32),
+            ("chain_id", None),
+        ]
+    ),
+    *(
+        (SEND, answer)
+        for answer in [
+            None,
+            [1],
+            {"processed": None},
+            {"processed": [1]},
+            {"processed": {"receipt": "x"}},
+            {"processed": {"receipt": {"cpu_usage_us": "x"}}},
+            {"processed": {"receipt": {"cpu_usage_us": float("inf")}}},
+            {"processed": {"receipt": {"net_usage_words": -1}}},
+            http(b'{"error": {"code": 1e999, "name": "x"}}', 500),
+        ]
+    ),
+]
+
+
+def speaking(path: str, answer: Any) -> Answer:
+    """Return a good node, but for what it answers to this path."""
+    raw = answer if isinstance(answer, bytes) else http(json.dumps(answer).encode())
+    good = {SEND: {"processed": {"receipt": {"cpu_usage_us": 5, "net_usage_words": 2}}}}
+    return lambda asked, _: raw if asked == path else good.get(asked, info())
+
+
+@pytest.mark.parametrize(("path", "answer"), NONSENSE, ids=str)
+def test_nonsense_is_a_node_error_and_one_of_three_is_passed_over(
+    path: str, answer: Any, serve: Callable[[Any], FakeNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "PAUSE_SEC", 0.0)
+    bad, good = serve(speaking(path, answer)), serve(speaking("", None))
+    actions, keys = [action("a", "b", "c", b"")], [PrivateKey.generate()]
+    with pytest.raises(NodeError):
+        client(bad).push(actions, keys)
+    three = client(bad, good, good)
+    assert three.get_confirmed().irreversible_block == 8
+    result = three.push(actions, keys)
+    assert (result.cpu_us, result.net_bytes) == (5, 16)
+    assert client(bad, good, good).get_info().head_block == 10
 
 
 # ---- errors of the chain ----------------------------------------------------------------------
@@ -410,11 +475,27 @@ def test_pages_are_followed(serve: Callable[[Any], FakeNode]) -> None:
         {"rows": [], "more": True, "next_key": "x"},
         {"rows": [], "more": True},
         {"rows": [], "more": True, "next_key": "5"},  # for ever the same page
+        {"rows": [], "more": True, "next_key": float("inf")},
     ],
 )
 def test_rows_that_are_none_are_a_node_error(answer: Any, serve: Callable[[Any], FakeNode]) -> None:
     with pytest.raises(NodeAnswerError, match="expected rows of c/s/rows"):
         list(client(serve(answer)).table_rows("c", "s", "rows", abi=ABI))
+
+
+def test_only_the_pages_of_ballots_that_are_needed_are_read(
+    serve: Callable[[Any], FakeNode],
+) -> None:
+    asked: list[str] = []
+
+    def empty(path: str, query: Any) -> Any:
+        asked.append(query["upper_bound"])
+        return {"rows": [], "more": False}
+
+    contract = FedLearning(client(serve(empty)))
+    for uploads in (0, 1, BALLOTS_PER_ROW, BALLOTS_PER_ROW + 1):
+        assert contract.ballots("digits", uploads) == []
+    assert asked == ["0", "0", "1"]
 
 
 @pytest.mark.parametrize("answer", [{}, {"a": 1}, 5, ["x"], [5], "1.0000 TOK"])
@@ -450,6 +531,7 @@ class FakeChain:
         second = number // 2 % 60
         return {
             "block_num": number,
+            "id": f"{number:08x}" + "11" * 28,
             "timestamp": f"2026-01-31T12:00:{second:02d}.{500 * (number % 2):03d}",
             "transactions": self.holding.get(number, []),
         }
@@ -490,7 +572,7 @@ def test_an_expired_transaction_is_told_from_a_late_one(
 
 
 def test_a_wait_is_bounded(serve: Callable[[Any], FakeNode]) -> None:
-    fake = FakeChain({}, top=11)
+    fake = FakeChain({}, last=10, top=11)
     with pytest.raises(IrreversibilityTimeout, match=r"after 0\.2 s; irreversible up to block 11"):
         client(serve(fake)).wait_irreversible(pushed("a"), timeout_sec=0.2, poll_sec=0.01)
     assert fake.asked == [9, 10, 11]
@@ -513,8 +595,8 @@ def test_a_wait_without_any_node_names_the_fault() -> None:
 def test_a_block_comes_from_the_node_that_calls_it_irreversible(
     serve: Callable[[Any], FakeNode],
 ) -> None:
-    ahead = FakeChain({10: [executed("a")]})
-    behind = FakeChain({})
+    ahead, too = (FakeChain({10: [executed("a")]}) for _ in range(2))
+    behind = FakeChain({}, top=8)  # what it has after that may be on a fork
     down = threading.Event()
 
     def first(path: str, document: Any) -> Any:
@@ -523,13 +605,47 @@ def test_a_block_comes_from_the_node_that_calls_it_irreversible(
             return None
         return ahead(path, document)
 
-    assert (
-        client(serve(first), serve(behind)).wait_irreversible(
-            pushed("a"), timeout_sec=20, poll_sec=0
-        )
-        == 10
-    )
+    three = client(serve(behind), serve(first), serve(too))
+    assert three.wait_irreversible(pushed("a"), timeout_sec=20, poll_sec=0) == 10
     assert behind.asked == []
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("invented", [{}, {10: [executed("c")]}], ids=["left out", "invented"])
+def test_a_node_that_lies_about_a_block_is_outvoted(
+    place: int, invented: dict[int, list[Any]], serve: Callable[[Any], FakeNode]
+) -> None:
+    chains = [FakeChain({12: [executed("a")]}) for _ in range(3)]
+    chains[place].holding = invented
+    three = client(*(serve(one) for one in chains))
+    assert three.wait_irreversible(pushed("a"), timeout_sec=20, poll_sec=0) == 12
+    gone = pushed("c", expiration=T0 + 4)
+    with pytest.raises(TransactionExpiredError):
+        three.wait_irreversible(gone, timeout_sec=20, poll_sec=0)
+    assert all(len(one.asked) == len(set(one.asked)) for one in chains)
+
+
+def test_an_endpoint_that_gives_no_blocks_is_left_alone_for_a_while(
+    serve: Callable[[Any], FakeNode],
+) -> None:
+    fakes = [FakeChain({13: [executed("a")]}) for _ in range(3)]
+
+    def mute(path: str, document: Any) -> Any:
+        return None if path.endswith("get_block") else fakes[0](path, document)
+
+    first = serve(mute)
+    three = client(first, serve(fakes[1]), serve(fakes[2]))
+    assert three.wait_irreversible(pushed("a"), timeout_sec=20, poll_sec=0) == 13
+    asked = first.calls.count("/v1/chain/get_block")
+    assert 1 <= asked <= 2 * client_module.ROUNDS_OF_ENDPOINTS
+
+
+def test_without_a_majority_for_a_block_nothing_is_believed(
+    serve: Callable[[Any], FakeNode],
+) -> None:
+    both = client(serve(FakeChain({9: [executed("a")]}, last=9)), serve(FakeChain({}, last=9)))
+    with pytest.raises(NodeAnswerError, match="expected 2 of 2 endpoints to have the same block 9"):
+        both.find_irreversible(pushed("a"))
 
 
 def telling(last: int, tail: str = "11", below: str = "11") -> Any:
@@ -614,6 +730,17 @@ def test_a_transaction_refers_to_what_most_endpoints_have(serve: Callable[[Any],
     assert packed.ref_block_num == 21
 
 
+def test_a_transaction_refers_to_the_block_that_is_named(serve: Callable[[Any], FakeNode]) -> None:
+    one = client(serve(info(300, 8)))
+    head_id = one.get_info().head_id
+    signed = one.sign([action("a", "b", "c", b"")], [PrivateKey.generate()], reference=head_id)
+    packed = Transaction.unpack(bytes.fromhex(signed.body["packed_trx"]))
+    assert (packed.ref_block_num, packed.ref_block_prefix) == (300, 0x22222222)
+    assert signed.expiration == packed.expiration == T0 + 60
+    with pytest.raises(ConfigError, match="a block id of 32 bytes, got 2"):
+        one.sign([], [], reference="0012")
+
+
 def test_an_endpoint_that_does_not_answer_is_left_alone_for_a_while(
     serve: Callable[[Any], FakeNode],
 ) -> None:
@@ -629,15 +756,19 @@ def test_an_endpoint_that_does_not_answer_is_left_alone_for_a_while(
             alone.get_confirmed()
 
 
+BLOCK = {"id": "00000009" + "11" * 28, "timestamp": "2026-01-31T12:00:00", "transactions": []}
+
+
 @pytest.mark.parametrize(
     "block",
     [
         {},
         [],
-        {"block_num": 8, "timestamp": "2026-01-31T12:00:00", "transactions": []},
-        {"block_num": 9, "timestamp": "soon", "transactions": []},
-        {"block_num": 9, "timestamp": "2026-01-31T12:00:00", "transactions": [{}]},
-        {"block_num": 9, "timestamp": "2026-01-31T12:00:00", "transactions": [executed([])]},  # type: ignore[arg-type]
+        {**BLOCK, "id": "00000008" + "11" * 28},
+        {**BLOCK, "id": "9"},
+        {**BLOCK, "timestamp": "soon"},
+        {**BLOCK, "transactions": [{}]},
+        {**BLOCK, "transactions": [executed([])]},  # type: ignore[arg-type]
     ],
 )
 def test_a_block_that_is_none_is_not_believed(block: Any, serve: Callable[[Any], FakeNode]) -> None:

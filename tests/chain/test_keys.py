@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from gradledger.chain.keys import (
     PrivateKey,
     PublicKey,
+    key_of,
     load_key_file,
     save_key_file,
     signature_bytes,
@@ -171,6 +172,7 @@ def test_a_key_file_that_others_may_read_is_refused(tmp_path: Path, mode: int) -
         b"",
         b"{",
         b"[]",
+        b"[" * 4096,
         b"\xff\xfe",
         b'{"account": "phone1"}',
         b'{"account": "phone1", "private_key": 5}',
@@ -187,6 +189,28 @@ def test_a_broken_key_file_is_refused_without_its_content(tmp_path: Path, conten
         load_key_file(path)
     assert PVT[:-1] not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+def test_a_key_is_found_however_it_is_given(tmp_path: Path) -> None:
+    path, key = tmp_path / "phone1.json", PrivateKey.from_string(PVT)
+    save_key_file(path, "phone1", key)
+    for one in (key, PVT, WIF, f" {PVT}\n", f"\t{WIF} ", path, str(path)):
+        assert key_of(one, "phone1") == key
+    with pytest.raises(
+        ConfigError, match=r"phone1\.json: expected the key file of phone2, it is p"
+    ):
+        key_of(path, "phone2")
+    with pytest.raises(ConfigError, match=r"cannot read the key file .*none\.json"):
+        key_of(tmp_path / "none.json", "phone1")
+
+
+@pytest.mark.parametrize("text", [PVT, WIF])
+@pytest.mark.parametrize("form", ["{}x", "x{}", '"{}"', "keys/{}", "{}.json", "PVT_{}", "{} {}"])
+def test_a_key_that_is_mistyped_is_not_repeated(form: str, text: str) -> None:
+    for one in (form.format(text, text), Path(form.format(text, text))):
+        with pytest.raises(ConfigError) as caught:
+            key_of(one, "phone1")
+        assert text[10:20] not in str(caught.value) + str(caught.value.__cause__)
 
 
 def test_a_missing_key_file_is_named(tmp_path: Path) -> None:

@@ -204,7 +204,11 @@ def test_structs_bases_vectors_optionals_and_extensions() -> None:
         ("checksum256", "zz" * 32),
         ("name", "UPPER"),
         ("asset", "1.0 tok"),
+        ("checksum256", 32),
+        ("checksum256", [0] * 32),
         ("bytes", "0"),
+        ("bytes", 5),
+        ("string", 5),
         ("time_point_sec", "yesterday"),
         ("time_point_sec", -1),
         ("varuint32", 2**32),
@@ -221,6 +225,13 @@ def test_a_value_that_does_not_fit_is_refused(kind: str, value: Any) -> None:
         ABI.pack(kind, value)
 
 
+def test_bytes_come_in_every_form_of_bytes() -> None:
+    for form in (bytes, bytearray, memoryview):
+        assert ABI.pack("bytes", form(b"ab")) == b"\2ab"
+    with pytest.raises(ConfigError, match="expected hex text or bytes, got int"):
+        ABI.pack("bytes", 10**9)
+
+
 def test_the_refusal_names_the_field() -> None:
     with pytest.raises(ConfigError, match=r"outer\.list\[1\]\.a"):
         ABI.pack("outer", {"a": 1, "list": [{"a": 1}, {"a": 999}], "maybe": None})
@@ -235,6 +246,7 @@ def test_an_unknown_action_is_refused() -> None:
     "text",
     [
         "{",
+        "[" * 100_000,
         "[]",
         "{}",
         '{"structs": [], "actions": [{}]}',

@@ -196,8 +196,17 @@ def test_nothing_signed_for_one_chain_is_valid_on_another(
     with pytest.raises(NotAllowedError):
         chain.send(transaction.sign("ab" * 32, [owner_key]))
     stranger = Transaction.refer(actions, now.head_time + 30, "ff" * 32)
-    with pytest.raises((ContractError, NodeAnswerError)):
+    with pytest.raises(NodeUnavailableError, match="reference block did not match"):
         chain.send(stranger.sign(now.chain_id, [owner_key]))
+
+
+def test_what_refers_to_the_head_is_taken(
+    chain: ChainClient, info: NetworkInfo, owner_key: PrivateKey
+) -> None:
+    now = chain.get_info()
+    assert int(now.head_id[:8], 16) == now.head_block > now.irreversible_block
+    sent = chain.push([pay(info, "head")], [owner_key], reference=now.head_id)
+    assert chain.wait_irreversible(sent, timeout_sec=30) > now.head_block
 
 
 def test_an_action_of_no_contract_is_an_error(chain: ChainClient, info: NetworkInfo) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 from gradledger.chain.client import Signed
 from gradledger.chain.transaction import Action, action
 from gradledger.errors import (
+    BudgetShortError,
     ConfigError,
     ContractError,
     IrreversibilityTimeout,
@@ -23,7 +25,7 @@ from gradledger.errors import (
     TransactionExpiredError,
     error_from_check,
 )
-from gradledger.outbox import PENDING_MAX, Delivery, Outbox, State
+from gradledger.outbox import KEEP_SEC, PENDING_MAX, Delivery, Outbox, State
 
 WHAT = (action("fedlearning", "fedlearning", "phone1", b"data"),)
 LATE = 1_000
@@ -83,6 +85,23 @@ def test_what_is_kept_outlives_its_entry_until_it_is_released(path: Path, is_fil
     assert box.keeping() == []
     assert repr(box) == (f"Outbox({str(path)!r})" if is_file else "Outbox('memory')")
     box.close()
+
+
+def test_a_wrong_clock_drops_nothing_that_is_still_needed(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = outbox.finish(add(outbox, keep={"opening": b"secret"}), 12)
+    other = outbox.finish(add(outbox, "two"), 12)
+    now = time.time()
+    monkeypatch.setattr("gradledger.outbox.time.time", lambda: now + 2 * KEEP_SEC)
+    monkeypatch.setattr("gradledger.outbox.KEPT_MAX", 1)
+    last = add(outbox, "three")
+    assert outbox.entries() == [entry, last] and outbox.kept(entry, "opening") == b"secret"
+    with pytest.raises(OutboxError, match=f"expected an entry with number {other.number}, got no"):
+        outbox.entry(other.number)
+    outbox.release(entry)  # so they stay bounded: whoever decides releases
+    newest = add(outbox, "four")
+    assert outbox.entries() == [last, newest]
 
 
 def test_who_may_use_it(outbox: Outbox, path: Path, tmp_path: Path) -> None:
@@ -253,6 +272,33 @@ def test_what_is_refused_is_given_up_only_when_it_is_certain(
     one.step()
     assert one.step() and outbox.entry(1).state is State.ABANDONED
     assert outbox.entry(1).reason == str(error)
+
+
+def test_what_is_refused_can_be_given_up_once_it_can_never_happen(
+    outbox: Outbox, chain: Chain
+) -> None:
+    one = deliver(outbox, chain)
+    one.give_up()  # it was not refused
+    chain.error = error_from_check("budget_short: short by 1 TOK")
+    with pytest.raises(BudgetShortError):
+        one.send()
+    one.give_up()  # another node may have taken it
+    assert outbox.entry(1).state is State.PENDING
+    chain.time = 131
+    one.give_up()
+    assert chain.sent == ["trx100"]
+    assert (outbox.entry(1).state, outbox.entry(1).reason) == (State.ABANDONED, str(chain.error))
+    two = deliver(outbox, chain, add(outbox, "two"))
+    with pytest.raises(BudgetShortError):
+        two.send()
+    chain.executed["trx131"], chain.time = 14, 200
+    two.give_up()
+    assert outbox.entry(2).state is State.DONE
+    three = deliver(outbox, chain, add(outbox, "three"), hindered=lambda: "no_set: says the chain")
+    with pytest.raises(ContractError, match="no_set"):
+        three.send()
+    three.give_up()  # nothing was signed
+    assert outbox.entry(3).state is State.ABANDONED
 
 
 def test_a_refusal_of_what_has_happened_is_none(outbox: Outbox, chain: Chain) -> None:

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from gradledger import store as store_module
 from gradledger.cid import cid_to_digest, cid_v0
 from gradledger.errors import (
     BlobCorruptError,
@@ -196,6 +197,23 @@ def test_a_server_that_drips_is_left_at_the_deadline(fake, script):
     store = fake(script, timeout_sec=0.5)
     with pytest.raises(StoreUnavailableError, match=r"within 0\.5 s$"):
         store.get(CID)
+
+
+def test_patience_is_for_silence_and_for_content_behind_the_pace(fake, monkeypatch):
+    with pytest.raises(StoreUnavailableError, match=r"no answer from .* within 0\.3 s$"):
+        fake(lambda connection, over: over.wait(20), timeout_sec=20).get(CID, patience_sec=0.3)
+
+    def steady(connection, over):
+        connection.sendall(http(b"", length=len(DATA)))
+        for start in range(0, len(DATA), 1000):
+            over.wait(0.3)
+            connection.sendall(DATA[start : start + 1000])
+
+    store = fake(steady)
+    with pytest.raises(StoreUnavailableError, match=r"more than 1 s behind \d+ bytes a second$"):
+        store.get(CID, patience_sec=1)
+    monkeypatch.setattr(store_module, "PACE_BYTES_PER_SEC", 100)
+    assert store.get(CID, patience_sec=1) == DATA
 
 
 def test_calls_left_behind_are_bounded(fake):

@@ -1,13 +1,16 @@
-"""How verdicts are sent: in the order of their ballots, and in halves where a chain is slow."""
+"""How verdicts are sent, and on what they rest: the rows of one fork, looked at in full."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from judging import World, make_member, make_round
+from judging import SECRETS, UPDATE, World, make_member, make_round
 
 from gradledger.chain.contract import (
     Ballot,
@@ -21,7 +24,15 @@ from gradledger.chain.contract import (
 )
 from gradledger.chain.keys import PrivateKey
 from gradledger.chain.transaction import Action
-from gradledger.errors import BadFieldError, ChainError, NodeAnswerError, NodeBusyError
+from gradledger.errors import (
+    BadFieldError,
+    ChainError,
+    NodeAnswerError,
+    NodeBusyError,
+    NodeUnavailableError,
+)
+from gradledger.paillier import sum_payload
+from producer_validation.checks import update_payload_bytes
 from producer_validation.validator import (
     ATTEST_BATCH,
     StepReport,
@@ -35,6 +46,7 @@ from producer_validation.validator import (
 UPLOADS, LIMIT = 700, 90
 PLACE = 1  # of val2
 SLOW = NodeAnswerError("tx_cpu_usage_exceeded")
+VOID = NodeUnavailableError("invalid_ref_block_exception")
 
 
 def upload_hash(slot: int) -> bytes:
@@ -45,7 +57,11 @@ class SlowChain(FedLearning):
     """A round of many uploads on a chain that takes few verdicts at a time."""
 
     def __init__(self, limit: int, refusal: ChainError) -> None:
-        super().__init__(SimpleNamespace(push=self.push))  # type: ignore[arg-type]
+        client: Any = SimpleNamespace(push=self.push, get_info=self.get_info)
+        super().__init__(client)
+        self.read_at, self.head = 0, 0  # blocks, of the members and of the head
+        self.references: set[str | None] = set()
+        self.codes: set[tuple[int, int]] = set()  # by slot
         self.limit, self.refusal, self.poison = limit, refusal, -1
         self.reads, self.asked = 0, 0
         self.landed: list[list[int]] = []
@@ -64,7 +80,12 @@ class SlowChain(FedLearning):
             for slot, given in enumerate(verdicts)
         ]
 
+    def get_info(self) -> Any:
+        self.head += 1
+        return SimpleNamespace(head_id=f"block {self.head}")
+
     def members(self, task: str) -> list[Member]:
+        self.read_at = self.head
         return self.rows
 
     def ballots(self, task: str, uploads: int) -> list[Ballot]:
@@ -76,16 +97,21 @@ class SlowChain(FedLearning):
         fields = {**vars(self.ballots_read[slot]), "verdicts": b"\1\1" + bytes(30), **changes}
         self.ballots_read[slot] = Ballot(**fields)
 
-    def push(self, actions: list[Action], keys: Any, *, expiration_sec: int) -> None:
+    def push(
+        self, actions: list[Action], keys: Any, *, expiration_sec: int, reference: str | None
+    ) -> None:
         self.asked += 1
+        self.references.add(reference)
         verdicts = contract_abi().unpack("attest", actions[0].data)["verdicts"]
         slots = [row["slot"] for row in verdicts]
-        assert [bytes.fromhex(row["hash"]) for row in verdicts] == [*map(upload_hash, slots)]
+        hashes = {row.upload_slot: row.upload_hash for row in self.rows}
+        assert [bytes.fromhex(row["hash"]) for row in verdicts] == [hashes[slot] for slot in slots]
         if self.poison in slots:
             raise BadFieldError("unknown_upload", "another is there")
         if len(slots) > self.limit:
             raise self.refusal
         self.landed.append(slots)
+        self.codes |= {(row["slot"], row["code"]) for row in verdicts}
 
 
 @pytest.fixture
@@ -98,13 +124,22 @@ def validator() -> Iterator[Validator]:
 def judge(validator: Validator, chain: SlowChain, world: World) -> StepReport:
     """Send what has been found out about all uploads."""
     validator.contract, validator.chain = chain, chain.client
-    material: Any = SimpleNamespace(key=world.key, codec=world.codec, bytes_max=1000)
     work, report = _RoundWork(3), StepReport()
     for row in chain.rows:
         work.results[_key(row)] = _Result(None, digest=row.upload_hash)
-    round_ = make_round(state=RoundState.OPEN, uploads=UPLOADS)
-    _Pass(validator, world.task, round_, work, material, 50).judge(PLACE, report)
+    look(validator, world, work).judge(PLACE, report)
     return report
+
+
+def look(validator: Validator, world: World, work: _RoundWork, **changes: Any) -> _Pass:
+    """Read a round's rows."""
+    length = update_payload_bytes(world.codec, world.key)
+    material: Any = SimpleNamespace(
+        key=world.key, codec=world.codec, bytes_max=10_000, payload_bytes=length
+    )
+    material.card = SimpleNamespace(owner_enc_key=bytes([9] * 32))
+    round_ = make_round(**{"state": RoundState.OPEN, "uploads": UPLOADS, **changes})
+    return _Pass(validator, world.task, round_, work, material, 50)
 
 
 @pytest.mark.parametrize("refusal", [SLOW, NodeBusyError("leeway_deadline_exception")])
@@ -156,3 +191,121 @@ def test_the_ballots_are_read_only_while_something_is_to_be_judged(
     ]
     assert judge(validator, chain, paillier) == StepReport()
     assert chain.reads == chain.asked == 0
+
+
+# ---- after a fork -------------------------------------------------------------------------------
+
+
+def test_verdicts_refer_to_a_block_that_the_node_named_after_the_rows_were_read(
+    validator: Validator, paillier: World
+) -> None:
+    chain = SlowChain(ATTEST_BATCH, SLOW)
+    judge(validator, chain, paillier)
+    assert chain.asked == 2
+    assert chain.references == {f"block {chain.read_at + 1}"}
+
+
+def test_verdicts_whose_block_is_on_no_fork_wait_for_the_next_pass(
+    validator: Validator, paillier: World
+) -> None:
+    chain = SlowChain(0, VOID)
+    with pytest.raises(NodeUnavailableError):
+        judge(validator, chain, paillier)
+    assert chain.asked == 1  # not by halves: none of them is at fault
+    chain.limit = UPLOADS
+    assert judge(validator, chain, paillier).attested == UPLOADS
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"account": "phone"},
+        {"set_version": 2},
+        {"set_hash": b"\1" * 32},
+        {"upload_hash": b"\1" * 32},
+        {"upload_cid": "Qn"},
+        {"upload_cost": 60_000},
+        {"series_hash": b"\1" * 32},
+        {"error_first": 1},
+        {"error_before": 1},
+        {"error_last": 1},
+        {"opening_cid": "Qm"},
+    ],
+)
+def test_a_result_is_of_no_other_row_with_the_same_hash(changes: dict[str, Any]) -> None:
+    row = make_member(upload_cid="Qm")
+    assert _key(replace(row, **changes)) != _key(row)
+    decided = {"upload_state": UploadState.PAID, "upload_reason": VerdictCode.ACCEPT}
+    assert _key(replace(row, **decided)) == _key(row)
+
+
+class Held:
+    """A store of some blobs."""
+
+    def __init__(self, blobs: dict[str, bytes]) -> None:
+        self.blobs = blobs
+
+    def get(self, cid: str, **_: Any) -> bytes:
+        return self.blobs[cid]
+
+    def put(self, data: bytes) -> str:
+        return "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWKPbdG"
+
+
+@contextmanager
+def holding(*blobs: bytes) -> Iterator[tuple[Validator, SlowChain, list[Member]]]:
+    """Give a validator whose store has these blobs, and rows of accepted uploads of phone1."""
+    cids = [f"Qm{place}" for place in range(len(blobs))]
+    store: Any = Held(dict(zip(cids, blobs, strict=True)))
+    validator = Validator("val2", PrivateKey.generate(), "http://127.0.0.1:9", store)
+    validator._secret = SECRETS["val2"]
+    chain = SlowChain(ATTEST_BATCH, SLOW)
+    validator.contract, validator.chain = chain, chain.client
+    rows = [
+        make_member(
+            upload_slot=0,
+            upload_hash=hashlib.sha256(blob).digest(),
+            upload_cid=cid,
+            upload_state=UploadState.PAID,
+            upload_reason=VerdictCode.ACCEPT,
+        )
+        for cid, blob in zip(cids, blobs, strict=True)
+    ]
+    yield validator, chain, rows
+    validator.close()
+
+
+def test_what_was_accepted_is_judged_where_it_is_pending_again(paillier: World) -> None:
+    """Beside an accepted upload only its digest is looked at; a fork takes the decision back."""
+    payload = bytes(len(paillier.payload))  # no ciphertexts of any key
+    work, report = _RoundWork(3), StepReport()
+    with holding(paillier.sealed(payload)) as (validator, chain, (row,)):
+        other = make_member("phone2", upload_slot=1, upload_hash=upload_hash(1), upload_cid="Qm")
+        work.results[_key(other)] = _Result(None, digest=hashlib.sha256(payload).digest())
+        chain.rows = [row, other]
+        look(validator, paillier, work).judge(PLACE, report)
+        assert chain.codes == {(1, VerdictCode.DUPLICATE)}
+        chain.rows = [replace(row, upload_state=UploadState.PENDING)]
+        look(validator, paillier, work).judge(PLACE, report)
+    assert (0, VerdictCode.OUT_OF_RANGE) in chain.codes
+    assert (report.accepted, report.refused) == (0, 1)
+
+
+def test_a_sum_is_of_the_uploads_that_are_accepted_now(paillier: World) -> None:
+    assert paillier.key is not None
+    other = paillier.key.encrypt(paillier.codec.quantise(UPDATE), paillier.codec)
+    said, work = [], _RoundWork(3)
+
+    def push(actions: list[Action], keys: Any, **_: Any) -> None:
+        said.append(contract_abi().unpack("attestsum", actions[0].data)["hash"])
+
+    with holding(paillier.blob(), paillier.sealed(other)) as (validator, chain, rows):
+        chain.client.push = push  # type: ignore[method-assign]
+        for row in (rows[0], rows[0], rows[1]):
+            chain.rows = [row]
+            summing = {"state": RoundState.SUMMING, "accepted": 1}
+            look(validator, paillier, work, **summing).attest_sum(StepReport())
+    expected = [
+        hashlib.sha256(sum_payload(3, 1, one)).hexdigest() for one in (paillier.payload, other)
+    ]
+    assert said == [expected[0], *expected]

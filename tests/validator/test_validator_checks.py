@@ -36,7 +36,7 @@ from gradledger.envelope import Kind, PayloadCodec
 from gradledger.models import Model
 from gradledger.paillier import PaillierPublicKey
 from producer_validation import checks, measuring
-from producer_validation.checks import Known, MaterialError, judge
+from producer_validation.checks import Known, KnownUploads, MaterialError, judge
 
 ROWS: list[tuple[str, str, Callable[[World], tuple[bytes, dict[str, Any]]], VerdictCode, str]] = []
 
@@ -488,6 +488,63 @@ def test_exactly_one_of_several_pending_copies_stays(names: list[str], accepted:
         if not one.accepted and checks.find_duplicate(one, known) is None
     ]
     assert left == ([] if accepted & set(names) else names[:1])
+
+
+def sketched(slot: int, codes: np.ndarray, accepted: bool) -> Known:
+    sketch = measuring.update_sketch(codes.astype(np.uint16))
+    return Known(f"phone{slot}", slot, codes.tobytes(), accepted, sketch)
+
+
+def first_of_the_same(mine: Known, known: list[Known]) -> Known | None:
+    """Return whose copy an upload is, by comparing it with each of the others."""
+    others = [one for one in known if one.account != mine.account]
+    near = measuring.is_near(mine.sketch, [one.sketch for one in others])
+    same = [one for one, is_near in zip(others, near, strict=True) if is_near]
+    stays = [one for one in same if one.accepted] or [one for one in same if one.slot < mine.slot]
+    return min(stays, key=lambda one: one.slot, default=None)
+
+
+@pytest.mark.parametrize("accepted", [0.0, 0.2])
+def test_all_at_once_finds_what_one_by_one_does(accepted: float) -> None:
+    """Updates at about the distance at which two of them become one, in no order of slots."""
+    rng = np.random.default_rng(7)
+    bases = rng.uniform(-20_000, 20_000, (40, 300))
+    known = []
+    for slot in rng.permutation(200):
+        codes = np.rint(bases[slot % 40] * (1 + rng.normal(0, 0.008, 300)) + 32_768)
+        known.append(sketched(int(slot), codes, bool(rng.random() < accepted)))
+    uploads = KnownUploads(known)
+    found = [uploads.find_duplicate(mine) for mine in known]
+    expected = [first_of_the_same(mine, known) for mine in known]
+    assert 40 < found.count(None) < 160
+    for refusal, first in zip(found, expected, strict=True):
+        name = first and f"expected an update of its own, got nearly the one of {first.account}"
+        assert (refusal and refusal.reason) == name
+
+
+@pytest.mark.parametrize("apart", [0.0095, 0.5])
+def test_a_round_of_many_compares_few_one_by_one(
+    apart: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither different updates, be they near the bound, nor a thousand copies of one."""
+    compared = 0
+    is_near = measuring.is_near
+
+    def counting(sketch: bytes, others: list[bytes]) -> list[bool]:
+        nonlocal compared
+        compared += len(others)
+        return is_near(sketch, others)
+
+    monkeypatch.setattr(measuring, "is_near", counting)
+    rng = np.random.default_rng(1)
+    base = rng.uniform(-20_000, 20_000, 3000)
+    many = [np.rint(base * (1 + rng.normal(0, apart, 3000)) + 32_768) for _ in range(200)]
+    known = [sketched(slot, codes, False) for slot, codes in enumerate(many)]
+    known += [sketched(slot, many[0], False) for slot in range(200, 1200)]
+    uploads = KnownUploads(known)
+    refused = [one.slot for one in known if uploads.find_duplicate(one) is not None]
+    assert refused[-1000:] == list(range(200, 1200))
+    assert compared <= 2 * len(known)
 
 
 # ---- whatever the bytes -------------------------------------------------------------------------

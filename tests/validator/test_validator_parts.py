@@ -1,12 +1,9 @@
-"""What the validator is made of: background reads, seen uploads, the log, the command line."""
+"""What the validator is made of: seen uploads, the log, the command line."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import threading
-import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,122 +11,9 @@ import pytest
 from judging import World
 
 from gradledger.cid import cid_v0
-from gradledger.errors import BlobMissingError, ConfigError
+from gradledger.errors import ConfigError
 from producer_validation import cli, seen
-from producer_validation.fetching import Fetcher
 from producer_validation.seen import SeenUploads
-
-WAIT_SEC = 10.0
-
-
-class Blobs:
-    """A store in memory; some reads hang until they are let go."""
-
-    def __init__(self, *blobs: bytes) -> None:
-        self.held = {cid_v0(blob): blob for blob in blobs}
-        self.reads: Counter[str] = Counter()
-        self.hanging: dict[str, threading.Event] = {}
-
-    def get(self, cid: str, *, bytes_max: int | None = None) -> bytes:
-        self.reads[cid] += 1
-        if cid in self.hanging:
-            assert self.hanging[cid].wait(WAIT_SEC)
-        if cid not in self.held:
-            raise BlobMissingError(f"no {cid}")
-        return self.held[cid]
-
-    def put(self, data: bytes) -> str:
-        cid = cid_v0(data)
-        self.held[cid] = data
-        return cid
-
-
-def test_a_read_blob_is_kept_and_not_read_again() -> None:
-    blobs = Blobs(b"one")
-    fetcher, (cid,) = Fetcher(blobs), blobs.held
-    for _ in range(3):
-        fetcher.want(cid, 100)
-        fetcher.wait([cid], WAIT_SEC)
-        assert fetcher.blob(cid) == b"one"
-    assert blobs.reads[cid] == 1
-    fetcher.close()
-
-
-def test_the_cache_is_bounded_and_drops_the_oldest() -> None:
-    blobs = Blobs(b"a" * 40, b"b" * 40, b"c" * 40)
-    cids = list(blobs.held)
-    fetcher = Fetcher(blobs, cache_bytes_max=100)
-    for cid in cids:
-        fetcher.want(cid, 100)
-        fetcher.wait([cid], WAIT_SEC)
-    assert [fetcher.blob(cid) is not None for cid in cids] == [False, True, True]
-    fetcher.close()
-
-
-def test_a_blob_that_hangs_holds_up_no_other() -> None:
-    blobs = Blobs(b"one", b"two")
-    slow, quick = blobs.held
-    blobs.hanging[slow] = threading.Event()
-    fetcher = Fetcher(blobs, threads=2)
-    fetcher.want(slow, 100)
-    fetcher.want(quick, 100)
-    fetcher.wait([quick], WAIT_SEC)
-    assert fetcher.blob(quick) == b"two"
-    assert fetcher.blob(slow) is None and fetcher.failure(slow) is None
-    blobs.hanging[slow].set()
-    fetcher.wait([slow], WAIT_SEC)
-    assert fetcher.blob(slow) == b"one"
-    fetcher.close()
-
-
-def test_a_missing_blob_is_asked_for_again_but_not_at_once() -> None:
-    now = [0.0]
-    blobs = Blobs()
-    fetcher, cid = Fetcher(blobs, clock=lambda: now[0]), cid_v0(b"late")
-    pauses = []
-    for attempt in range(1, 8):
-        fetcher.want(cid, 100)
-        fetcher.wait([cid], WAIT_SEC)
-        failure = fetcher.failure(cid)
-        assert failure is not None and failure.attempts == attempt == blobs.reads[cid]
-        assert isinstance(failure.error, BlobMissingError)
-        pauses.append(failure.retry_at - now[0])
-        fetcher.want(cid, 100)  # too soon
-        fetcher.wait([cid], WAIT_SEC)
-        assert blobs.reads[cid] == attempt
-        now[0] = failure.retry_at
-    assert pauses == [0.5, 1, 2, 4, 8, 10, 10]
-    blobs.put(b"late")
-    fetcher.want(cid, 100)
-    fetcher.wait([cid], WAIT_SEC)
-    assert fetcher.blob(cid) == b"late" and fetcher.failure(cid) is None
-    fetcher.close()
-
-
-def test_a_store_that_breaks_does_not_end_the_reads() -> None:
-    class Broken(Blobs):
-        def get(self, cid: str, *, bytes_max: int | None = None) -> bytes:
-            raise ZeroDivisionError
-
-    fetcher, cid = Fetcher(Broken(), threads=1), cid_v0(b"x")
-    for other in (cid, cid_v0(b"y")):
-        fetcher.want(other, 1)
-        fetcher.wait([other], WAIT_SEC)
-        failure = fetcher.failure(other)
-        assert failure is not None and isinstance(failure.error, ZeroDivisionError)
-    fetcher.close()
-
-
-def test_a_closed_fetcher_reads_nothing_and_waits_for_nothing() -> None:
-    blobs = Blobs(b"one")
-    fetcher, (cid,) = Fetcher(blobs), blobs.held
-    fetcher.close()
-    fetcher.want(cid, 100)
-    before = time.monotonic()
-    fetcher.wait([cid], WAIT_SEC)
-    assert time.monotonic() - before < WAIT_SEC
-    assert not blobs.reads
-
 
 # ---- seen uploads -------------------------------------------------------------------------------
 

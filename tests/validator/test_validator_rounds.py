@@ -229,8 +229,10 @@ class Garbling(Store):
 
     cid = ""
 
-    def _request(self, path: str, cid: str | None, bound: int, deadline: float) -> bytes:
-        data = super()._request(path, cid, bound, deadline)
+    def _request(
+        self, path: str, cid: str | None, bound: int, deadline: float, **options: Any
+    ) -> bytes:
+        data = super()._request(path, cid, bound, deadline, **options)
         return data[:-1] + bytes([data[-1] ^ 1]) if cid == self.cid and path == "/cat" else data
 
 
@@ -316,11 +318,11 @@ class Flaky(Store):
         super().__init__(address)
         self.asked: set[str] = set()
 
-    def get(self, cid: str, *, bytes_max: int | None = None) -> bytes:
+    def get(self, cid: str, **options: Any) -> bytes:
         if cid not in self.asked:
             self.asked.add(cid)
             raise StoreUnavailableError("not now")
-        return super().get(cid, bytes_max=bytes_max)
+        return super().get(cid, **options)
 
 
 def test_a_sum_of_more_than_the_cache_holds(oracle: MakeOracle) -> None:
@@ -350,7 +352,7 @@ class Hasty(Validator):
 
     ahead: Member | None = None
 
-    def _push(self, action: Any) -> None:
+    def _push(self, action: Any, reference: str | None = None) -> None:
         if self.ahead and action.name == "attest":
             row, self.ahead = self.ahead, None
             task = (self._tasks or ("",))[0]
@@ -359,8 +361,8 @@ class Hasty(Validator):
             # Another expiration than the validator's own: never the same transaction.
             self.chain.push([early], [self._key], expiration_sec=90)
             with pytest.raises(AlreadyDoneError):
-                super()._push(action)
-        super()._push(action)
+                super()._push(action, reference)
+        super()._push(action, reference)
 
 
 def test_a_batch_that_fails_is_sent_in_halves(oracle: MakeOracle) -> None:

@@ -88,7 +88,8 @@ class RawTransaction:
     id : str
         Computed from its bytes.
     packed : bytes
-        Uncompressed; empty for a deferred one, of which a block has the id alone.
+        Uncompressed; empty for a deferred one, of which a block has the id alone. That a node says
+        so proves nothing: to the block's root any transaction can be given as a hash like that.
     signatures : tuple of str
     context_free : bytes
     """
@@ -158,7 +159,7 @@ def read_block(number: int, document: Any) -> RawBlock:
     NodeAnswerError
         It is no block.
     ProofError
-        Its transactions are not those of its `transaction_mroot`.
+        Its transactions are not those of its `transaction_mroot`, or one is there twice.
     """
     try:
         header = {
@@ -186,6 +187,9 @@ def read_block(number: int, document: Any) -> RawBlock:
             f"block {number}: its transactions have the root {root.hex()}, its header names "
             f"{header['transaction_mroot']}: a transaction was altered, added or left out"
         )
+    # The tree repeats the last of an odd level: doubled last transactions do not change the root.
+    if len({one for one, _ in receipts}) < len(receipts):
+        raise ProofError(f"block {number}: it has a transaction twice, which no chain executes")
     found = int(previous[:8], 16) + 1
     if found != number:
         raise NodeAnswerError(f"expected block {number}, got block {found}")
@@ -236,7 +240,9 @@ def _receipt(row: Mapping[str, Any]) -> tuple[bytes, RawTransaction | None]:
         if kind not in (0, 1):
             raise ValueError(f"a transaction of kind {kind}")
     if isinstance(trx, str):  # a deferred one: the block has nothing but its id
-        digest = hashlib.sha256(head + bytes.fromhex(trx)).digest()
+        if len(raw := bytes.fromhex(trx)) != 32:  # with 64 in all it could be a node of the tree
+            raise ValueError(f"a transaction id of {len(raw)} bytes, not 32")
+        digest = hashlib.sha256(head + raw).digest()
         return digest, RawTransaction(trx, b"", (), b"") if status == "executed" else None
     signatures = tuple(str(text) for text in trx["signatures"])
     packed = bytes.fromhex(trx["packed_trx"])

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradledger.errors import NodeError
+from gradledger.cli_parts import CHECK_CODES, UNREACHED, USAGE, task_name, whole_number
+from gradledger.errors import BadFieldError
 from gradledger.places import add_places, find_places
 
 if TYPE_CHECKING:
     from gradledger.audit.report import AuditReport
 
-EXPLAINED, NOT_EXPLAINED, UNREACHED = 0, 1, 3
+EXPLAINED, NOT_EXPLAINED = 0, 1
 
 _AUDIT = """\
 examples:
@@ -28,8 +29,9 @@ Blocks are read back from the last irreversible one to the task's first. Each mu
 which its successor names it, and the transactions of which its header has the root: the last
 block's id, which is printed, covers all of them. Compare that id with any node that you trust.
 
-exit codes: 0 all explained; 1 something is not explained, and is named; 2 wrong usage;
-3 something could not be reached (a node, a pruned block, a blob), and nothing else was found
+exit codes: 0 all explained; 1 something is not explained, and is named; 2 wrong usage, or no such
+task or network; 3 something could not be reached (a node, a pruned block or its traces, a blob,
+what a transaction did that a block has as a hash alone), and nothing else was found
 """
 
 _CHECK = """\
@@ -37,7 +39,8 @@ examples:
   gradledger receipt check receipt.json                               without any network
   gradledger receipt check receipt.json --chain http://127.0.0.1:8888 and compare with the chain
 
-exit codes: 0 it holds; 1 it does not, and the field is named; 2 wrong usage; 3 no node answers
+exit codes: 0 it holds; 1 it does not, and the field is named; 2 wrong usage, or there is no such
+file; 3 no node answers
 """
 
 
@@ -52,17 +55,18 @@ def add_commands(subparsers: Any) -> None:
         epilog=_AUDIT,
         formatter_class=raw,
     )
-    audit.add_argument("task", metavar="TASK")
+    audit.add_argument("task", type=task_name, metavar="TASK")
     add_places(audit, store=True)
     audit.add_argument(
         "--from-block",
-        type=int,
+        type=whole_number(1),
         default=1,
         metavar="N",
         help="read no block before this one (reading ends at the task's first anyway)",
     )
     audit.add_argument("--json", action="store_true", help="print one JSON document")
-    audit.set_defaults(func=_audit)
+    # Of a task that is not there nothing is left unexplained.
+    audit.set_defaults(func=_audit, exit_codes={**CHECK_CODES, BadFieldError: USAGE})
 
     receipt = subparsers.add_parser("receipt", help="check a receipt of a settled upload")
     actions = receipt.add_subparsers(metavar="ACTION", required=True)
@@ -77,7 +81,7 @@ def add_commands(subparsers: Any) -> None:
     check.add_argument("file", type=Path, metavar="FILE", help="receipt.json")
     check.add_argument("--chain", metavar="URL,...", help="endpoints of nodes")
     check.add_argument("--json", action="store_true", help="print one JSON document")
-    check.set_defaults(func=_check)
+    check.set_defaults(func=_check, exit_codes=CHECK_CODES)
 
 
 # ---- audit ------------------------------------------------------------------------------------
@@ -87,20 +91,16 @@ def _audit(args: argparse.Namespace) -> int:
     from gradledger.audit.run import audit
 
     places = find_places(args)
-    try:
-        with progress() as tell:
-            report = audit(
-                places.chain,
-                args.task,
-                contract=places.contract,
-                store=places.store,
-                from_block=args.from_block,
-                keep_payments=args.json,
-                tell=tell,
-            )
-    except NodeError as error:
-        print(f"gradledger: could not be audited: {error}", file=sys.stderr)
-        return UNREACHED
+    with progress() as tell:
+        report = audit(
+            places.chain,
+            args.task,
+            contract=places.contract,
+            store=places.store,
+            from_block=args.from_block,
+            keep_payments=args.json,
+            tell=tell,
+        )
     if args.json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
@@ -150,6 +150,8 @@ def _show_books(report: AuditReport) -> None:
     known = "the one of this release" if report.code == "known" else report.code
     print(f"  code        {known}")
     traces = "agree with the books" if report.traces else "not given by this node"
+    if report.untraced:
+        traces = f"agree with the books where there are any; {report.untraced} blocks without"
     print(f"  traces      {traces}")
     blobs = "not looked at (--store)"
     if report.blobs is not None:
@@ -187,11 +189,7 @@ def _check(args: argparse.Namespace) -> int:
     if args.chain is not None:
         from gradledger.chain.client import ChainClient
 
-        try:
-            settled = verify_on_chain(receipt, ChainClient(args.chain))
-        except NodeError as error:
-            print(f"gradledger: could not be compared with the chain: {error}", file=sys.stderr)
-            return UNREACHED
+        settled = verify_on_chain(receipt, ChainClient(args.chain))
     if args.json:
         print(json.dumps({**receipt.to_dict(), "on_chain": settled}, indent=2))
         return 0

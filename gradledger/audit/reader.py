@@ -107,6 +107,8 @@ class Stretch:
         In all its blocks.
     deferred : int
         Deferred transactions among them: a block has no more than their ids.
+    untraced : int
+        Blocks with transactions of which the node was asked for traces and has none.
     schedules : dict of int to tuple of str
         Producers announced, by version.
     rekeyed : set of str
@@ -121,6 +123,7 @@ class Stretch:
     begins: bool = False
     transactions: int = 0
     deferred: int = 0
+    untraced: int = 0
     schedules: dict[int, tuple[str, ...]] = field(default_factory=dict)
     rekeyed: set[str] = field(default_factory=set, repr=False)
     genesis: str = ""
@@ -159,11 +162,6 @@ class BlockReader:
         Ask the node for the traces of blocks that have transactions.
     tell : callable, optional
         Is told how many blocks have been read, after each.
-
-    Attributes
-    ----------
-    untraced : int
-        Blocks with transactions of which the node has no traces.
     """
 
     def __init__(
@@ -174,7 +172,6 @@ class BlockReader:
         traces: bool,
         tell: Callable[[int], None] | None = None,
     ) -> None:
-        self.untraced = 0
         self._client = client
         self._subject = subject
         self._traces = traces
@@ -206,7 +203,7 @@ class BlockReader:
     def _read_into(self, stretch: Stretch, first: int, last_id: str) -> None:
         expected, named_by = last_id, "the last irreversible block"
         numbers = iter(range(stretch.last, first - 1, -1))
-        under_way: deque[Future[tuple[RawBlock, list[Step]]]] = deque()
+        under_way: deque[Future[tuple[RawBlock, list[Step], bool]]] = deque()
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="audit") as pool:
             try:
                 while not stretch.begins:
@@ -214,10 +211,11 @@ class BlockReader:
                         under_way.append(pool.submit(self._fetch, number))
                     if not under_way:
                         break
-                    block, steps = under_way.popleft().result()
+                    block, steps, lacks_traces = under_way.popleft().result()
                     check_linked(block, expected, named_by)
                     expected, named_by = block.previous, f"block {block.number}"
                     self._note(stretch, block, steps)
+                    stretch.untraced += lacks_traces
             finally:
                 for one in under_way:
                     one.cancel()
@@ -251,7 +249,8 @@ class BlockReader:
             return None
         return replace(step, authorities=kept)
 
-    def _fetch(self, number: int) -> tuple[RawBlock, list[Step]]:
+    def _fetch(self, number: int) -> tuple[RawBlock, list[Step], bool]:
+        """Return a block, its steps, and whether the node lacks traces that they should have."""
         query = {"block_num_or_id": str(number)}
         for left in reversed(range(TRIES)):
             try:
@@ -264,11 +263,10 @@ class BlockReader:
                     raise NodeAnswerError(f"block {number} is not to be had: {error}") from None
                 time.sleep(RETRY_SEC)
         if not block.transactions:
-            return block, []
+            return block, [], False
         traced = self._traced(block) if self._traces else None
-        return block, [
-            step for one in block.transactions if (step := self._step(block, one, traced))
-        ]
+        steps = [step for one in block.transactions if (step := self._step(block, one, traced))]
+        return block, steps, self._traces and traced is None
 
     def _step(
         self, block: RawBlock, trx: RawTransaction, traced: Mapping[str, list[_Traced]] | None
@@ -359,7 +357,6 @@ class BlockReader:
         except NodeUnavailableError:
             raise
         except NodeAnswerError:  # its trace log does not go back so far
-            self.untraced += 1
             return None
         try:
             if document["id"] != block.id:

@@ -51,7 +51,9 @@ class AuditReport:
         What could not be looked at.
     notes : list of str
     traces : bool
-        The node gave its traces, and they agree.
+        The node gave its traces, but for `untraced` blocks, and they agree.
+    untraced : int
+        Blocks with transactions whose traces it lacks; 0 where it gives none at all.
     witnesses : int
         Nodes asked that have the last block with this id.
     code : str
@@ -87,6 +89,7 @@ class AuditReport:
     unreached: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     traces: bool = False
+    untraced: int = 0
     witnesses: int = 0
     code: str = ""
     signed: int = 0
@@ -139,6 +142,7 @@ class AuditReport:
                 "of_the_task": self.task_transactions,
             },
             "traces": self.traces,
+            "untraced": self.untraced,
             "witnesses": self.witnesses,
             "code": self.code,
             "signatures": {"checked": self.signed, "unchecked": self.unsigned},

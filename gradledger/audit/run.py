@@ -110,7 +110,10 @@ class Audit:
         except (ProofError, UnexplainedError) as error:
             report.finding = str(error)
             return report
-        self._note_traces()
+        if report.untraced:
+            report.unreached.append(
+                f"traces: the node has none of {report.untraced} blocks that have transactions"
+            )
         self._ask_witnesses()
         if not report.finding:
             self._check_holdings(books)
@@ -218,14 +221,21 @@ class Audit:
     def _note_stretch(self, stretch: Stretch) -> None:
         report = self.report
         report.transactions += stretch.transactions
+        report.untraced += stretch.untraced
         if stretch.genesis and stretch.genesis != report.chain_id:
             raise ProofError(
                 f"block 1 is of the chain {stretch.genesis}, the node says {report.chain_id}"
             )
-        if stretch.deferred and not report.traces:
-            report.notes.append(
-                f"{stretch.deferred} deferred transactions, whose content blocks do not hold"
+        if stretch.deferred:
+            report.unreached.append(
+                f"{stretch.deferred} transactions that the node calls deferred: blocks do not hold "
+                "their content"
             )
+
+    @property
+    def _hidden(self) -> str:
+        """What is to be said of a fault that traces might explain, where there are not all."""
+        return _HIDDEN if self.report.untraced or not self.report.traces else ""
 
     def _no_beginning(self, stretch: Stretch) -> None:
         task = self.report.task
@@ -233,8 +243,7 @@ class Audit:
             raise ConfigError(
                 f"task {task} was made before block {stretch.first}: give an earlier --from-block"
             )
-        hidden = "" if self.report.traces else _HIDDEN
-        raise UnexplainedError(f"task {task} has a row, but no block makes it{hidden}")
+        raise UnexplainedError(f"task {task} has a row, but no block makes it{self._hidden}")
 
     def _schedules(self, stretch: Stretch) -> dict[int, tuple[str, ...]]:
         """Return the producers by schedule: those that blocks announce, and those of now."""
@@ -256,20 +265,13 @@ class Audit:
         try:
             payments = books.apply(step)
         except UnexplainedError as error:
-            hidden = "" if self.report.traces else _HIDDEN
-            raise UnexplainedError(f"{error}{hidden}") from None
+            raise UnexplainedError(f"{error}{self._hidden}") from None
         if step.code:
             self.report.notes.append(f"block {step.block} sets the contract's code {step.code}")
         if self._keep_payments:
             self.report.payment_list += payments
 
     # ---- what the chain says now ------------------------------------------------------------
-
-    def _note_traces(self) -> None:
-        if self._reader is not None and self._reader.untraced:
-            self.report.notes.append(
-                f"the node has no traces of {self._reader.untraced} blocks that have transactions"
-            )
 
     def _check_code(self) -> None:
         query = {"account_name": self.contract.account}
@@ -321,8 +323,7 @@ class Audit:
                 return
             mismatches += 1
             if mismatches == MISMATCHES_TO_BELIEVE:
-                hidden = "" if self.report.traces else _HIDDEN
-                raise UnexplainedError(f"{fault}{hidden}")
+                raise UnexplainedError(f"{fault}{self._hidden}")
         self.report.unreached.append(
             "the tables: the task moves faster than they are read; audit again in a quiet moment"
         )
@@ -343,6 +344,7 @@ class Audit:
         if head > report.last_block:
             with closing(reader.read(report.last_block + 1, head, head_id)) as stretch:
                 self._check_follows(stretch)
+                report.untraced += stretch.untraced
                 if any(step.inputs for step in stretch.steps()):
                     report.unreached.append(
                         f"the tables: blocks {report.last_block + 1} to {head} concern the task "
@@ -351,7 +353,7 @@ class Audit:
                     return
         fault = next(differences(books, read_tables(self.contract, report.task)), "")
         if fault:
-            raise UnexplainedError(f"{fault}{'' if report.traces else _HIDDEN}")
+            raise UnexplainedError(f"{fault}{self._hidden}")
 
     def _was_rekeyed(self, signers: Signers, account: str) -> bool:
         """Whether an account got other keys after the blocks that the books have so far.
@@ -416,7 +418,7 @@ class Audit:
                 try:
                     answer = witness.call("/v1/chain/get_raw_block", query)
                     found = read_block(report.last_block, answer).id
-                except NodeUnavailableError as error:
+                except (NodeUnavailableError, ProofError) as error:
                     report.unreached.append(f"{endpoint}, as a witness: {error}")
                     break
                 except NodeError as error:  # it may be a little behind

@@ -98,7 +98,7 @@ def upload(device: Device, cost: int) -> Receipt:
 def play(scene: Scene) -> Played:
     """Play both rounds: in the first one is accepted, one refused and one gets no verdict."""
     client = scene.contract.client
-    devices = [scene.device(number) for number in range(3)]
+    devices = [scene.device(number, verdict_sec_min=2) for number in range(3)]
     for device in devices:
         device.join(classes=[0, 1, 2])
     played = Played(scene, {}, {})

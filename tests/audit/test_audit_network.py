@@ -14,13 +14,14 @@ from audit_scene import COSTS, Bought, Forger, Liar, Played, in_ballot, in_block
 from device_scene import PRICE
 
 from device_sdk import Paid, Refused
+from gradledger.audit.blocks import _ABI
 from gradledger.audit.replay import TaskReplay, UnexplainedError
 from gradledger.audit.report import AuditReport
 from gradledger.audit.rows import differences, read_tables
 from gradledger.audit.run import audit
 from gradledger.chain.client import ChainClient
 from gradledger.chain.contract import FedLearning, VerdictCode
-from gradledger.chain.keys import PrivateKey
+from gradledger.chain.keys import PrivateKey, signature_variant
 from gradledger.cli import main
 from gradledger.errors import BlobMissingError, ConfigError, NodeAnswerError, StoreUnavailableError
 from gradledger.store import Store
@@ -140,6 +141,22 @@ def test_an_altered_block_is_named(played: Played) -> None:
 
     report = audited(played, Liar(played.client, in_block(number, fail)))
     assert report.finding.startswith(f"block {number}: its transactions have the root")
+
+
+def test_a_transaction_passed_off_as_a_deferred_one_is_missed(played: Played) -> None:
+    """The root covers a transaction's hash, and does not tell it from the id of a deferred one."""
+
+    def hide(block: Any) -> None:
+        row = block["transactions"][0]
+        one = row["trx"][1]
+        prunable = _ABI.pack("varuint32", len(one["signatures"]))
+        prunable += b"".join(map(signature_variant, one["signatures"])) + _ABI.pack("bytes", b"")
+        body = b"\0" + _ABI.pack("bytes", bytes.fromhex(one["packed_trx"]))
+        row["trx"] = hashlib.sha256(body + hashlib.sha256(prunable).digest()).hexdigest()
+
+    report = audited(played, Liar(played.client, in_block(played.block_of("attest"), hide)))
+    assert report.unreached[0].startswith("1 transactions that the node calls deferred")
+    assert not report.complete
 
 
 def test_an_invented_chain_needs_the_accounts_keys(played: Played) -> None:
@@ -292,6 +309,43 @@ def test_traces_of_a_real_node_agree_and_an_altered_payment_is_named(
     assert "the trace lacks transfer of 0.0" in report.finding
 
 
+def test_traces_that_a_node_lacks_are_counted(
+    played: Played,
+    tracing: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The newest block has its traces, those of the task have none."""
+    client, blocks = ChainClient(tracing), {step.block for step in played.steps()}
+
+    def pruned(path: str, document: Any, answer: Any) -> None:
+        if path == "/v1/trace_api/get_block" and document["block_num"] in blocks:
+            raise NodeAnswerError("block trace missing")
+
+    report = audited(played, Liar(client, pruned))
+    assert report.traces and report.untraced == len(blocks) > 1
+    assert report.explained and not report.complete
+    text = f"traces: the node has none of {len(blocks)} blocks that have transactions"
+    assert report.unreached == [text]
+
+    monkeypatch.setattr("gradledger.audit.run.audit", lambda *args, **options: report)
+    command = ["audit", played.task, "--chain", tracing, "--store", "none"]
+    assert main(command) == 3
+    out = capsys.readouterr().out
+    line = f"agree with the books where there are any; {len(blocks)} blocks without"
+    assert f"  traces      {line}\n" in out and f"  not seen    {text}\n" in out
+    assert main([*command, "--json"]) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert (document["traces"], document["untraced"]) == (True, len(blocks))
+
+    def altered(path: str, document: Any, answer: Any) -> None:
+        pruned(path, document, answer)
+        in_row(played.scene.contract, "tasks", bool, deposited=7)(path, document, answer)
+
+    finding = audited(played, Liar(client, altered)).finding
+    assert "the row says 7" in finding and finding.endswith("eosio::trace_api_plugin does")
+
+
 def test_blobs_that_are_gone_are_no_fraud(played: Played, store: Store) -> None:
     gone = played.receipts[2, played.devices[0]]
 
@@ -348,7 +402,9 @@ def test_a_node_that_has_not_all_blocks(played: Played, monkeypatch: pytest.Monk
         audited(played, from_block=0)
 
 
-def test_several_nodes_are_witnesses(played: Played, tracing: str) -> None:
+def test_several_nodes_are_witnesses(
+    played: Played, tracing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     both = ChainClient([*played.client.endpoints, tracing])
     report = audited(played, both)
     assert report.witnesses == 2 and report.complete
@@ -356,6 +412,18 @@ def test_several_nodes_are_witnesses(played: Played, tracing: str) -> None:
     report = audited(played, one_away)
     assert report.witnesses == 1 and report.explained and not report.complete
     assert report.unreached[0].startswith("http://127.0.0.1:9, as a witness: ")
+
+    def witness(endpoint: str) -> ChainClient:
+        """Make one node contradict itself."""
+        client = ChainClient(endpoint)
+        altered = {"transaction_mroot": "ab" * 32}
+        return client if endpoint != tracing else Liar(client, lambda *call: call[2] | altered)
+
+    monkeypatch.setattr("gradledger.audit.run.ChainClient", witness)
+    report = audited(played, both)
+    assert report.witnesses == 1 and report.explained and not report.complete
+    (text,) = report.unreached
+    assert text.startswith(f"{tracing}, as a witness: block ") and "have the root" in text
 
 
 def test_another_chain_is_noticed(played: Played) -> None:
@@ -379,14 +447,12 @@ def test_the_command_line(
     assert main(["audit", played.task, *where, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["explained"] and len(document["payment_list"]) == document["payments"] == 4
-    assert main(["audit", "nosuchtask", *where]) == 1
+    assert main(["audit", "nosuchtask", *where]) == 2
     assert "no task is named" in capsys.readouterr().err
-    assert main(["audit", played.task, "--chain", "http://127.0.0.1:9", "--store", "none"]) == 3
-    assert "could not be audited" in capsys.readouterr().err
     away = ["--chain", where[1], "--store", "/ip4/127.0.0.1/tcp/9"]
     assert main(["audit", played.task, *away]) == 3
     assert "not seen    blobs: 3 of 3 not looked at" in capsys.readouterr().out
-    assert main(["audit", played.task, "--home", str(tmp_path)]) == 1
+    assert main(["audit", played.task, "--home", str(tmp_path)]) == 2
     assert "or give --chain URL" in capsys.readouterr().err
 
 

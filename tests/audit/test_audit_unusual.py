@@ -14,7 +14,7 @@ import pytest
 from audit_scene import COSTS, Liar, Played, in_row, steps_of
 from device_scene import PRICE, Scene
 
-from gradledger.audit.blocks import ProofError, merkle_of_digests, read_block
+from gradledger.audit.blocks import ProofError, _receipt, merkle_of_digests, read_block
 from gradledger.audit.reader import Step
 from gradledger.audit.replay import TaskReplay
 from gradledger.audit.rows import differences, read_tables
@@ -148,6 +148,24 @@ def test_every_block_of_a_real_chain_is_proven(chain: ChainClient) -> None:
     assert expected == "00" * 32 and block.action_root == info.chain_id
 
 
+@pytest.fixture
+def block_of(chain: ChainClient) -> Callable[..., dict[str, Any]]:
+    """Make blocks of any number of transactions; their bytes follow from the first one's number."""
+    empty = chain.call("/v1/chain/get_raw_block", {"block_num_or_id": "3"})
+
+    def make(count: int, first: int = 0) -> dict[str, Any]:
+        rows = []
+        for number in range(first, first + count):
+            body = {"signatures": [], "compression": "none", "packed_context_free_data": ""}
+            body["packed_trx"] = number.to_bytes(4, "big").hex()
+            row = {"status": "executed", "cpu_usage_us": 100, "net_usage_words": 0}
+            rows.append({**row, "trx": [1, body]})
+        root = merkle_of_digests([_receipt(row)[0] for row in rows]).hex()
+        return {**empty, "transactions": rows, "transaction_mroot": root}
+
+    return make
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
 def test_the_tree_marks_its_sides(count: int) -> None:
     leaves = [hashlib.sha256(bytes([number])).digest() for number in range(count)]
@@ -162,6 +180,38 @@ def test_the_tree_marks_its_sides(count: int) -> None:
         level += level[-1:] * (len(level) % 2)
         level = [node(*level[at : at + 2]) for at in range(0, len(level), 2)]
     assert merkle_of_digests(leaves) == (level[0] if level else bytes(32))
+
+
+@pytest.mark.parametrize(("count", "doubled"), [(3, 1), (6, 2), (7, 1)])
+def test_a_doubled_transaction_is_refused_though_the_root_is_the_same(
+    block_of: Callable[..., dict[str, Any]], count: int, doubled: int
+) -> None:
+    block = block_of(count)
+    rows, root = block["transactions"], block["transaction_mroot"]
+    assert len(read_block(3, block).transactions) == count
+    again = [*rows, *rows[-doubled:]]
+    assert merkle_of_digests([_receipt(row)[0] for row in again]).hex() == root
+    with pytest.raises(ProofError, match="block 3: it has a transaction twice"):
+        read_block(3, {**block, "transactions": again})
+
+
+def test_a_node_of_the_tree_is_no_transaction(block_of: Callable[..., dict[str, Any]]) -> None:
+    """Two transactions are hidden by giving the 64 bytes above them as a deferred one."""
+    for first in range(10_000):
+        block = block_of(2, first)
+        left, right = (_receipt(row)[0] for row in block["transactions"])
+        if left[0] & 0x7F == 0 and left[5] < 0x80:
+            break
+    node = bytes([0]) + left[1:] + bytes([right[0] | 0x80]) + right[1:]
+    assert hashlib.sha256(node).hexdigest() == block["transaction_mroot"]
+    row = {
+        "status": "executed",
+        "cpu_usage_us": int.from_bytes(node[1:5], "little"),
+        "net_usage_words": node[5],
+        "trx": node[6:].hex(),
+    }
+    with pytest.raises(NodeAnswerError, match="a transaction id of 58 bytes, not 32"):
+        read_block(3, {**block, "transactions": [row]})
 
 
 @pytest.mark.parametrize(

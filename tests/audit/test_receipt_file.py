@@ -184,7 +184,7 @@ def test_the_command_without_a_network(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "gradledger: cost: it says 101, the record has 100\n"
     receipt(0).save(path)
     assert main(["receipt", "check", str(path), "--chain", "http://127.0.0.1:9"]) == 3
-    assert "could not be compared with the chain" in capsys.readouterr().err
+    assert "no endpoint answered" in capsys.readouterr().err
     path.write_text(" " * 70_000)
     with pytest.raises(ReceiptError, match="expected at most 65536 bytes"):
         load_receipt(path)

@@ -12,9 +12,4 @@ constexpr bool checked_add(int64_t a, int64_t b, int64_t& sum) {
    return !__builtin_add_overflow(a, b, &sum);
 }
 
-/// difference = a - b. @return false if it does not fit 64 bits
-constexpr bool checked_sub(int64_t a, int64_t b, int64_t& difference) {
-   return !__builtin_sub_overflow(a, b, &difference);
-}
-
 }  // namespace gradledger

@@ -177,7 +177,6 @@ void answer(char* line) {
       bool          fits = false;
       if (strcmp(what, "price") == 0) fits = checked_price(static_cast<uint32_t>(a), b, result);
       if (strcmp(what, "add") == 0) fits = checked_add(a, b, result);
-      if (strcmp(what, "sub") == 0) fits = checked_sub(a, b, result);
       if (fits) printf("%lld\n", static_cast<long long>(result));
       else printf("-\n");
    }

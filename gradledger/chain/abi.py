@@ -119,7 +119,7 @@ class Abi:
             raise ConfigError(f"expected an ABI of at most {ABI_BYTES_MAX} bytes, got {len(text)}")
         try:
             return cls(json.loads(text))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"expected an ABI in JSON: {error}") from None
 
     def fields(self, kind: str) -> list[tuple[str, str]]:
@@ -190,7 +190,7 @@ class Abi:
         else:
             try:
                 out += _pack_builtin(kind, value)
-            except (ConfigError, ValueError, TypeError, OverflowError, struct.error) as error:
+            except (ValueError, TypeError, AttributeError, OverflowError, struct.error) as error:
                 raise ConfigError(f"expected {kind} for {where}: {error}") from None
 
     def _unpack(self, kind: str, reader: Reader, depth: int) -> Any:
@@ -220,17 +220,14 @@ def _pack_builtin(kind: str, value: Any) -> bytes:
             raise ConfigError(f"got {type(value).__name__}")
         return value.to_bytes(bits // 8, "little", signed=signed)
     if kind in _CHECKSUMS:
-        raw = bytes.fromhex(value) if isinstance(value, str) else bytes(value)
+        raw = _raw(value)
         if len(raw) != _CHECKSUMS[kind]:
             raise ConfigError(f"got {len(raw)} bytes")
         return raw
     if kind == "name":
         return name_to_int(value).to_bytes(8, "little")
     if kind in ("string", "bytes"):
-        if kind == "string":
-            raw = value.encode()
-        else:
-            raw = bytes.fromhex(value) if isinstance(value, str) else bytes(value)
+        raw = value.encode() if kind == "string" else _raw(value)
         return pack_varuint32(len(raw)) + raw
     if kind == "asset":
         amount = value if isinstance(value, Asset) else Asset.parse(value)
@@ -253,6 +250,14 @@ def _pack_builtin(kind: str, value: Any) -> bytes:
         key = value if isinstance(value, PublicKey) else PublicKey.from_string(value)
         return b"\0" + key.raw
     return struct.pack(_FLOATS[kind], value)
+
+
+def _raw(value: Any) -> bytes:
+    if isinstance(value, str):
+        return bytes.fromhex(value)
+    if not isinstance(value, (bytes, bytearray, memoryview)):  # an integer would be so many zeros
+        raise ConfigError(f"expected hex text or bytes, got {type(value).__name__}")
+    return bytes(value)
 
 
 def _unpack_builtin(kind: str, reader: Reader) -> Any:

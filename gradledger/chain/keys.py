@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,7 @@ from typing import Any
 
 from gradledger.chain.names import check_account
 from gradledger.errors import ConfigError
+from gradledger.files import write_new
 
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _BASE58_VALUE = {character: value for value, character in enumerate(_BASE58)}
@@ -23,6 +25,8 @@ _ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 _NONCES_MAX = 1000  # each is canonical with a chance of one in two
 _KEY_FILE_BYTES_MAX = 4096
 _PERSON = b"gradledger-x255"
+_KEY_TEXT = re.compile(rf"PVT_.*|[{_BASE58}]{{51,52}}", re.DOTALL)
+_SECRET_INSIDE = re.compile(rf"PVT_|[{_BASE58}]{{45}}")  # with a slip of the hand, or in quotes
 
 
 def _base58_encode(data: bytes) -> str:
@@ -273,17 +277,48 @@ def save_key_file(path: str | os.PathLike[str], account: str, key: PrivateKey) -
     Raises
     ------
     ConfigError
-        The file exists already.
+        The file exists already, or cannot be written.
     """
     text = json.dumps({"account": check_account(account), "private_key": key.to_string()})
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        write_new(Path(path), f"{text}\n".encode("ascii"))
     except FileExistsError:
         raise ConfigError(f"expected no key file at {os.fspath(path)}, one exists") from None
-    with os.fdopen(handle, "w", encoding="ascii") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    except OSError as error:
+        where = os.fspath(path)
+        raise ConfigError(f"cannot write the key file {where}: {error.strerror}") from error
+
+
+def key_of(key: PrivateKey | str | os.PathLike[str], account: str) -> PrivateKey:
+    """Return an account's private key, however it is given.
+
+    Parameters
+    ----------
+    key : PrivateKey or str or path
+        The key, its text (``PVT_K1_...`` or ``5...``, with white space around it or not), or the
+        path of its key file. A file whose name looks like a key is given as ``./NAME``.
+    account : str
+        Whose key it must be; only a key file tells.
+
+    Raises
+    ------
+    ConfigError
+        It is none of these, or another account's. No secret is repeated.
+    """
+    if isinstance(key, PrivateKey):
+        return key
+    if isinstance(key, str) and _KEY_TEXT.fullmatch(key.strip()):
+        return PrivateKey.from_string(key.strip())
+    holder, found = load_key_file(key)
+    if holder != account:
+        raise ConfigError(f"{_shown(key)}: expected the key file of {account}, it is {holder}'s")
+    return found
+
+
+def _shown(path: str | os.PathLike[str]) -> str:
+    """Return a path for a message; whoever gave a key for a path does not read it there."""
+    text = os.fspath(path)
+    return "(a path that looks like a key)" if _SECRET_INSIDE.search(text) else text
 
 
 def load_key_file(path: str | os.PathLike[str]) -> tuple[str, PrivateKey]:
@@ -294,22 +329,23 @@ def load_key_file(path: str | os.PathLike[str]) -> tuple[str, PrivateKey]:
     ConfigError
         There is no such file, others may read it, or it is no key file.
     """
-    where = Path(path)
+    where = _shown(path)
     try:
-        with where.open("rb") as file:
+        with open(path, "rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             if mode & 0o077:
                 raise ConfigError(f"expected mode 0600 on {where}, it is {mode:04o}: chmod 600 it")
             raw = file.read(_KEY_FILE_BYTES_MAX + 1)
     except OSError as error:
-        raise ConfigError(f"cannot read the key file {where}: {error.strerror}") from error
+        # The cause has the path: leave it out.
+        raise ConfigError(f"cannot read the key file {where}: {error.strerror}") from None
     try:
         document = json.loads(raw)
         account, text = document["account"], document["private_key"]
         if not isinstance(text, str):
             raise TypeError
         return check_account(account), PrivateKey.from_string(text)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         # The cause may carry the secret: leave it out.
         raise ConfigError(
             f'expected a key file, {{"account": NAME, "private_key": "PVT_K1_..."}}, at {where}'

@@ -47,6 +47,8 @@ PENDING_MAX = 1024
 EXPIRATION_SEC = 60
 MARGIN_SEC = 5  # a transaction that expires sooner is not sent any more
 
+_BOUNDS = ("cpu_ms_max", "net_words_max", "expiration_sec_max")
+
 
 def with_payer(action: Action, account: str, permission: str) -> Action:
     """Return the action with the payer as its first authoriser."""
@@ -88,9 +90,7 @@ class PayerTerms:
                 check_account(document["account"]),
                 check_account(document["permission"]),
                 tuple(check_account(task) for task in document["tasks"]),
-                int(document["cpu_ms_max"]),
-                int(document["net_words_max"]),
-                int(document["expiration_sec_max"]),
+                *(_integer(document, name) for name in _BOUNDS),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"expected a payer's terms, got something else: {error}") from None
@@ -101,6 +101,13 @@ class PayerTerms:
         ):
             raise ConfigError("expected a payer's terms, a bound of theirs is out of range")
         return terms
+
+
+def _integer(document: Any, name: str) -> int:
+    value = document[name]
+    if type(value) is not int:
+        raise TypeError(f"{name}: expected an integer, got {value!r:.40}")
+    return value
 
 
 @dataclass

@@ -88,7 +88,7 @@ def test_what_is_not_revealed_is_refused_and_silence_does_not_pay_it(
 ) -> None:
     scene = Scene.make(world, mode=1, silence=1)
     told, refused, forgotten = scene.devices
-    scene.do(scene.open(reveal_sec=2, verdict_sec=1))
+    scene.do(scene.open(reveal_sec=2, verdict_sec=3))
     scene.do(*[scene.upload(d, cid="") for d in scene.devices], scene.close(), scene.reveal(told))
     scene.wait(parse_time(scene.round()["reveal_deadline"]))
     scene.do(*[scene.verdict(v, [refused], code=UNREVEALED) for v in scene.quorum()])
@@ -157,7 +157,7 @@ def test_a_quorum_of_lots_is_enough_and_is_all_that_is_waited_for(world: World) 
 @pytest.mark.parametrize(("revealed", "state"), [(0, PAID), (1, DRAWN)])
 def test_who_keeps_a_lot_back_stops_nobody(world: World, revealed: int, state: int) -> None:
     scene = Scene.make(world, lot_e6=ALL)
-    drawing(scene, audit_sec=1)
+    drawing(scene, audit_sec=3)
     scene.wait(parse_time(scene.round()["audit_deadline"]))
     told = [scene.reveal_lot(v) for v in scene.validators[:revealed]]
     scene.do(*told, scene.push_on(world.creator))
@@ -308,7 +308,7 @@ def test_an_audit_that_nobody_ends_refunds_and_bars_nobody(world: World) -> None
 def test_without_owner_and_validators_anyone_ends_a_round_with_audits(world: World) -> None:
     """Nobody tells a lot, opens or judges: everybody is paid, since all had been accepted."""
     scene = Scene.make(world, lot_e6=ALL)
-    drawing(scene, audit_sec=1, sum_sec=1)
+    drawing(scene, audit_sec=3, sum_sec=1)
     anyone = world.creator
     scene.wait(parse_time(scene.round()["audit_deadline"]))
     scene.do(scene.push_on(anyone))

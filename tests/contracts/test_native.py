@@ -129,10 +129,8 @@ def test_sums_are_exact_or_refused(ask: Ask) -> None:
     pairs = [(a, b) for a in edges for b in edges]
     pairs += [(rng.randrange(-(2**63), 2**63), rng.randrange(-(2**63), 2**63)) for _ in range(1000)]
     added = ask(f"add {a} {b}" for a, b in pairs)
-    taken = ask(f"sub {a} {b}" for a, b in pairs)
-    for (a, b), plus, minus in zip(pairs, added, taken, strict=True):
+    for (a, b), plus in zip(pairs, added, strict=True):
         assert plus == (str(a + b) if a + b in INT64 else "-")
-        assert minus == (str(a - b) if a - b in INT64 else "-")
 
 
 def test_quorum(ask: Ask) -> None:

@@ -8,8 +8,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_INTEROP := .venv-interop/bin/python -m pip --disable-pip-version-check
-# Everything is hash-checked. Two packages exist as source only; they are built with the locked
-# setuptools, so that a build fetches nothing either.
+# Everything in .venv and .venv-interop is hash-checked; torch and tenseal (setup-torch,
+# setup-tenseal) are not: their versions are fixed, their hashes and what they need are not. Two
+# packages exist as source only; they are built with the locked setuptools, so that a build fetches
+# nothing either.
 INSTALL := install --quiet --require-hashes --only-binary :all:
 FROM_SOURCE := --no-build-isolation --no-binary python-baseconv,varint
 OUT ?= out/demo
@@ -119,9 +121,10 @@ check-kernels: ## check the C of Paillier by a program of its own (CC=..., FLAGS
 	@$(CC) -std=gnu11 -O2 -ffp-contract=off $(FLAGS) -o build/selftest gradledger/paillier/csrc/*.c
 	@$(RUN) build/selftest tests/vectors/paillier_kernels.txt
 
-bench: setup ## measure; the benches say what they measured
-	@set -e; for one in contract chain fleet paillier device demo privacy summing lots regression; do \
-	  echo "bench.$$one"; $(BIN)/python -m bench.$$one --out bench/results/$$one.json; done
+bench: setup ## measure what bench/results has; the benches say what they measured
+	@set -e; for one in "contract --samples 200" chain "fleet --devices 10,100,1000,10000" paillier \
+	  device demo privacy summing lots regression; do \
+	  echo "bench.$$one"; $(BIN)/python -m bench.$$one --out bench/results/$${one%% *}.json; done
 
 bench-csves: setup ## the paper's tables and figures, and what is refused, on MNIST (DATA=DIR)
 	@$(BIN)/python -m bench.csves --grid --data $(DATA) --out bench/results/csves.json

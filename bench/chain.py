@@ -31,7 +31,7 @@ from bench.chain_runs import Run
 from bench.chain_world import OC, OPTIONS, Nodes, Signers, World
 from bench.ending import end_cleanly
 from bench.machine import machine
-from bench.record import record
+from bench.record import command, record
 from producer_validation.validator import ATTEST_BATCH
 
 PARTS = ("jit", "oc", "producers", "validators", "postgres")
@@ -70,6 +70,7 @@ class Bench:
             "runs": [],
             "node_options": list(OPTIONS),
             "devices": options.devices,
+            "seed": options.seed,
             "fabric_marketplace": FABRIC,
         }
 
@@ -81,7 +82,7 @@ class Bench:
         nodes = Nodes(home / f"{producers}-nodes", producers, self.say)
         validators = max(VALIDATORS) if self._scales(producers) else VALIDATORS[0]
         count = options.devices if producers == 1 else min(options.devices, DEVICES_OF_MANY)
-        world = World(nodes, count, validators)
+        world = World(nodes, count, validators, options.seed)
         run = Run(nodes, world, signers, home)
         try:
             with nodes.running():
@@ -278,12 +279,15 @@ def summarise(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settled_each(rows: Sequence[dict[str, Any]]) -> float | None:
-    """Return the RAM that stays for each upload, over the round's own row of constant size."""
-    if not rows:
+    """Return the RAM that stays for each upload, over the round's own row of constant size.
+
+    It is the slope over rounds with more and with fewer uploads; None where all had equally many.
+    """
+    uploads = [row["transactions"] for row in rows]
+    if len(set(uploads)) < 2:
         return None
     kept = [row["ram_bytes_settled"] for row in rows]
-    uploads = max(row["transactions"] for row in rows)
-    return round((max(kept) - min(kept)) / uploads, 2)
+    return round(statistics.linear_regression(uploads, kept).slope, 2)
 
 
 def per_upload(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -468,7 +472,6 @@ def measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str
     document["us_per_upload"] = per_upload(document)
     document["targets"] = judge(document)
     document["bounds"] = bounds(document)
-    document["command"] = "python -m bench.chain"
     document["machine"] = machine()
     return document
 
@@ -482,6 +485,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="of one run, at most")
     parser.add_argument("--connections", default="1,8,16,64")
     parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--seed", type=int, default=1, help="of the accounts' keys")
     options = parser.parse_args(argv)
     options.parts = options.parts.split(",")
     if set(options.parts) - set(PARTS):
@@ -494,8 +498,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--connections: expected numbers of 1..500")
     if not 100 <= options.devices <= 40_000:
         parser.error("--devices: expected 100..40000")
-    document = measure(options, lambda text: print(text, file=sys.stderr, flush=True))
-    text = record(document, options.out)
+    shown = command("bench.chain", options, argv)
+    measured = measure(options, lambda text: print(text, file=sys.stderr, flush=True))
+    document = {"command": shown, **measured}
+    text = record(document, options.out, on_chain=True)
     if options.out:
         draw(document, options.out.with_suffix(".png"))
     if options.json:

@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bench import chain_client
+from bench.machine import peak_mb
 from bench.terms import round_terms, task_terms
 from gradledger.chain.client import ChainClient, PushResult
 from gradledger.chain.contract import (
@@ -182,13 +183,6 @@ def cpu_s(of: str) -> float:
     return (int(fields[11]) + int(fields[12])) / HZ
 
 
-def peak_mb(pid: int | str = "self") -> float:
-    """Return the most memory that a process ever had (VmHWM), in units of 10^6 bytes."""
-    status = Path(f"/proc/{pid}/status").read_text("utf-8")
-    kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
-    return round(int(kilobytes) * 1024 / 1e6, 1)
-
-
 class Watch:
     """Notes when a node first showed each block, and each irreversible one, to a client."""
 
@@ -227,14 +221,15 @@ class World:
     """Accounts on a chain, and the task that `begin` made last.
 
     The owner permission of every account is the bench's key, so that setting up needs few
-    signatures; what is measured is signed by each device's own active key.
+    signatures; what is measured is signed by each device's own active key. All of these follow
+    from `seed`, so that they are good for a network of the bench's own and for nothing else.
     """
 
-    def __init__(self, place: Place, devices: int, validators: int) -> None:
+    def __init__(self, place: Place, devices: int, validators: int, seed: int) -> None:
         self.place, self.client = place, place.client
         self.contract = FedLearning(self.client, place.contract)
-        self.key = PrivateKey.generate()
-        self.seed = os.urandom(32)
+        self.seed = digest("keys", seed)
+        self.key = device_key(self.seed, devices)  # no device has that number
         self.all_devices = [name_of("bd", number) for number in range(devices)]
         self.all_validators = [name_of("bv", number) for number in range(validators)]
         self.owner, self.version = "", 0
@@ -419,6 +414,7 @@ def by_owner(one: Action) -> Action:
 
 
 def groups(items: Sequence[str], size: int) -> Iterator[list[str]]:
+    """Yield the items, `size` at a time."""
     for start in range(0, len(items), size):
         yield list(items[start : start + size])
 

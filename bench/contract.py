@@ -15,14 +15,15 @@ import hashlib
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from bench.chain_world import groups
 from bench.ending import end_cleanly
 from bench.machine import machine
-from bench.record import record
+from bench.record import command, record
 from bench.terms import round_terms, task_terms
 from gradledger.chain.client import ChainClient
 from gradledger.chain.contract import FedLearning, Mode
@@ -60,7 +61,7 @@ class Bench:
         network.create_account(self.owner, self.key)
         network.transfer(self.owner, "100000.0000 TOK")
         everyone = self.devices + self.validators + self.receivers
-        for group in _groups(everyone, 50):
+        for group in groups(everyone, 50):
             self.send([system.new_account(self.owner, one, self.key.public) for one in group])
 
     def act(self, name: str, actor: str, **data: Any) -> Action:
@@ -138,7 +139,7 @@ class Bench:
         labels = ("admit (1), takes a page of ballots", "admit (1)")
         for one, label in zip(self.devices, labels, strict=False):
             self.send([self.act("admit", self.owner, accounts=[one], role=1)], label)
-        for group in _groups(self.devices[2:], 50):
+        for group in groups(self.devices[2:], 50):
             self.send([self.act("admit", self.owner, accounts=group, role=1)])
         self.send([self.act("admit", self.owner, accounts=self.validators, role=2)])
         for one in self.devices + self.validators:
@@ -176,7 +177,7 @@ class Bench:
         for device, receiver in zip(singles, self.receivers, strict=False):
             self.send([self.upload(device, version)], "fedlearning" if measured else "")
             self.send([self.transfer(receiver, memo)], "transfer" if measured else "")
-        for group in _groups(batched, BATCH):
+        for group in groups(batched, BATCH):
             actions = [self.upload(d, version) for d in group]
             self.send(actions, f"fedlearning x {BATCH}" if measured else "")
             transfers = [self.transfer(r, memo) for r in self.receivers[: len(group)]]
@@ -189,7 +190,7 @@ class Bench:
             many = ("attest x 15, pays 15", "attest x 15")[not decides]
             for device in singles:
                 self.send([self.attest(validator, [device], version)], label if measured else "")
-            for group in _groups(batched, BATCH):
+            for group in groups(batched, BATCH):
                 self.send([self.attest(validator, group, version)], many if measured else "")
         data = {"version": version, "caller": self.owner}
         self.send([self.act("closeround", self.owner, **data)], "closeround")
@@ -210,7 +211,7 @@ class Bench:
             token_contract=self.token, mode=Mode.PAILLIER, key_hash=key, lot_e6=1_000_000
         )
         self.send([self.fedlearning.createtask(self.task, self.owner, terms)])
-        for group in _groups(devices, 50):
+        for group in groups(devices, 50):
             self.send([self.act("admit", self.owner, accounts=group, role=1)])
         self.send([self.act("admit", self.owner, accounts=self.validators, role=2)])
         for one in devices + self.validators:
@@ -258,11 +259,6 @@ def _digest(*parts_of_it: object) -> str:
 
 def _cid(*parts_of_it: object) -> str:
     return digest_to_cid(bytes.fromhex(_digest(*parts_of_it)))
-
-
-def _groups(items: Sequence[str], size: int) -> Iterator[list[str]]:
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])
 
 
 def summarise(costs: dict[str, list[dict[str, int]]]) -> dict[str, dict[str, float]]:
@@ -317,7 +313,6 @@ def measure(samples: int, say: Callable[[str], None]) -> dict[str, Any]:
         ),
         "ram_bytes_open_per_upload": round(bench.ram_open / uploads, 1),
         "ram_bytes_settled_per_round": bench.ram_settled,
-        "command": "python -m bench.contract",
         "machine": machine(),
         "chain": server,
     }
@@ -332,8 +327,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not 40 <= options.samples <= DEVICES_MAX - 4 * BATCH:
         parser.error(f"--samples: expected 40 to {DEVICES_MAX - 4 * BATCH}")
-    document = measure(options.samples, lambda text: print(text, file=sys.stderr))
-    text = record(document, options.out)
+    shown = command("bench.contract", options, argv)
+    measured = measure(options.samples, lambda text: print(text, file=sys.stderr))
+    document = {"command": shown, **measured}
+    text = record(document, options.out, on_chain=True)
     if options.json:
         print(text)
         return 0

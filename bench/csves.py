@@ -49,7 +49,7 @@ from bench.csves_lab import (
 )
 from bench.csves_pool import bar, workers
 from bench.machine import machine
-from bench.record import record
+from bench.record import command, record
 from gradledger import csves
 from gradledger.demo.data import load_mnist
 from gradledger.errors import GradledgerError
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.series:
         np.savez_compressed(given.series, classes=counts, series=found)
     document = {
-        "command": " ".join(["python -m bench.csves", *_shown(given)]),
+        "command": command("bench.csves", given, argv),
         "machine": machine(),
         "seconds": round(time.monotonic() - began, 1),
         "seed": given.seed,
@@ -144,7 +144,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.csves", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.csves",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     default = Path("../shared/data/mnist")
     parser.add_argument("--data", type=Path, default=default, metavar="DIR", help="MNIST")
     parser.add_argument("--grid", action="store_true", help="200 instances of each class count")
@@ -160,15 +164,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         if getattr(given, name) < least:
             parser.error(f"--{name}: expected at least {least}, got {getattr(given, name)}")
     return given
-
-
-def _shown(given: argparse.Namespace) -> Iterator[str]:
-    yield "--data DIR"
-    if given.grid:
-        yield "--grid" if given.least == GRID_LEAST else f"--grid --least {given.least}"
-    for name, usual in (("instances", INSTANCES), ("seed", SEED)):
-        if getattr(given, name) != usual:
-            yield f"--{name} {getattr(given, name)}"
 
 
 # ---- training ----------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ import numpy as np
 from bench.csves_lab import BATCH_SIZE, LAYERS, RATE_E6, SEED, train
 from bench.csves_pool import bar, workers
 from bench.machine import machine
-from bench.record import record
+from bench.record import command, record
 from device_sdk.training import TrainingRecipe
 from gradledger.demo.data import Dataset, Samples, load_mnist, shares
 from gradledger.errors import GradledgerError
@@ -50,7 +50,11 @@ _everything: Samples
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, draw, write."""
-    parser = argparse.ArgumentParser(prog="python -m bench.csves_figures", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.csves_figures",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     default = Path("../shared/data/mnist")
     parser.add_argument("--data", type=Path, default=default, metavar="DIR", help="MNIST")
     parser.add_argument("--devices", type=int, default=DEVICES, metavar="N", help="of Figure 4")
@@ -68,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     given.out.mkdir(parents=True, exist_ok=True)
     about = {
-        "command": "python -m bench.csves_figures --data DIR",
+        "command": command("bench.csves_figures", given, argv),
         "machine": machine(),
         "seed": given.seed,
     }

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import machine
-from bench.record import record
+from bench.record import command, record
 
 DEMO_SEC_MAX = 3600
 TARGET_SEC = {"digits": 90, "mnist": 480}
@@ -36,10 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     options = ["--mode", given.mode, "--seed", str(given.seed)]
     here = machine()
-    command = [sys.executable, "-m", "gradledger.cli", "demo", "--json", *options]
+    demo = [sys.executable, "-m", "gradledger.cli", "demo", "--json", *options]
     if given.data:
-        command += ["--data", str(given.data)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=DEMO_SEC_MAX)
+        demo += ["--data", str(given.data)]
+    done = subprocess.run(demo, stdout=subprocess.PIPE, text=True, timeout=DEMO_SEC_MAX)
     if done.returncode:
         return done.returncode
     report = json.loads(done.stdout)
@@ -50,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "points_behind_centralised": {"target_max": TARGET_POINTS, "measured": round(behind, 2)},
         "conserved": {"target": True, "measured": report["conserved"]},
     }
-    shown = " ".join(["gradledger demo", *options, *(["--data DIR"] if given.data else [])])
+    shown = command("bench.demo", given, argv)
     document: dict[str, Any] = {"command": shown, "machine": here, "targets": targets, **report}
-    text = record(document, given.out)
+    text = record(document, given.out, on_chain=True)
     if given.json:
         print(text)
     else:

@@ -1,13 +1,13 @@
 """What a device pays: time to import the SDK, memory and time to encrypt and upload.
 
-    python bench/device.py [--bits 3072] [--layers 784 128 10] [--json] [--out FILE]
+    python -m bench.device [--bits 3072] [--layers 784 128 10] [--seed N] [--json] [--out FILE]
 
 A local network is brought up, an owner opens a round of a 784-128-10 network (101,770 parameters),
 and a device in a process of its own takes part in it: it trains nothing (the update is made up), so
 that no framework's memory is counted. Memory is the process's peak (VmHWM), all libraries included.
 Import times are of fresh interpreters, from before to after `from device_sdk import Device`.
 
-    python bench/device.py upload --account A --key-file F --task T --chain URL --store ADDR
+    python -m bench.device upload --account A --key-file F --task T --chain URL --store ADDR
 
 is that process; it prints what it measured of itself as JSON.
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.ending import end_cleanly
-from bench.record import record
+from bench.machine import machine, peak_mb
+from bench.record import command, record
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTS = 7
@@ -51,25 +51,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bits", type=int, default=3072, help="of the owner's Paillier key")
     parser.add_argument("--layers", type=int, nargs="+", default=[784, 128, 10])
+    parser.add_argument("--seed", type=int, default=1, help="of points and model, not of keys")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, help="write the JSON document there as well")
-    commands = parser.add_subparsers(dest="command")
+    commands = parser.add_subparsers(dest="part")
     child = commands.add_parser("upload", help="be the device that is measured")
     for option in ("--account", "--key-file", "--task", "--chain", "--store"):
         child.add_argument(option, required=True)
     given = parser.parse_args(arguments)
-    if given.command == "upload":
+    if given.part == "upload":
         print(json.dumps(upload(given)))
         return 0
-    document = measure(given.bits, given.layers)
-    text = record(document, given.out)
+    if given.seed < 0:
+        parser.error(f"--seed: expected at least 0, got {given.seed}")
+    shown = command("bench.device", given, arguments)
+    document = {"command": shown, **measure(given.bits, given.layers, given.seed)}
+    text = record(document, given.out, on_chain=True)
     print(text if given.json else table(document))
     return 0
 
 
-def measure(bits: int, layers: Sequence[int]) -> dict[str, Any]:
+def measure(bits: int, layers: Sequence[int], seed: int) -> dict[str, Any]:
     """Bring a network up, let a device take part in one round, and return the figures."""
-    from bench.machine import machine  # not before: the uploading process imports this module too
     from gradledger.localnet.network import Network
 
     times = [import_ms() for _ in range(IMPORTS)]
@@ -77,19 +80,19 @@ def measure(bits: int, layers: Sequence[int]) -> dict[str, Any]:
         network = Network(home)
         try:
             info = network.up(validators=0)
-            open_round(network, bits, layers)
-            command = [sys.executable, "-m", "bench.device", "upload"]
-            command += ["--account", DEVICE, "--task", TASK]
-            command += ["--key-file", network.info().accounts[DEVICE]]
-            command += ["--chain", info.chain_url, "--store", info.store_addr]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+            open_round(network, bits, layers, seed)
+            child = [sys.executable, "-m", "bench.device", "upload"]
+            child += ["--account", DEVICE, "--task", TASK]
+            child += ["--key-file", network.info().accounts[DEVICE]]
+            child += ["--chain", info.chain_url, "--store", info.store_addr]
+            done = subprocess.run(child, cwd=ROOT, capture_output=True, text=True, timeout=300)
             if done.returncode:
                 raise SystemExit(f"the device failed:\n{done.stderr}")
         finally:
             network.down(wipe=True)
     return {
-        "command": "python -m bench.device",
         "machine": machine(),
+        "seed": seed,
         "import_ms": {"least": round(min(times), 1), "median": round(statistics.median(times), 1)},
         "import_budget_ms": IMPORT_BUDGET_MS,
         "key_bits": bits,
@@ -104,7 +107,7 @@ def import_ms() -> float:
     return float(done.stdout)
 
 
-def open_round(network: Any, bits: int, layers: Sequence[int]) -> None:
+def open_round(network: Any, bits: int, layers: Sequence[int], seed: int) -> None:
     """Play the owner and a validator up to an open round for one device."""
     import numpy as np
 
@@ -146,9 +149,9 @@ def open_round(network: Any, bits: int, layers: Sequence[int]) -> None:
     )
     device.join(classes=range(layers[-1]))
     y = np.arange(20 * layers[-1]) % layers[-1]
-    x = np.random.default_rng(0).random((len(y), layers[0]), dtype=np.float32)
+    x = np.random.default_rng(seed).random((len(y), layers[0]), dtype=np.float32)
     owner.issue_validation_sets(1, ValidationData(x, y), per_class=20)
-    model = owner.publish_model(Model.random_glorot(architecture, 1), 1)
+    model = owner.publish_model(Model.random_glorot(architecture, seed), 1)
     owner.open_round(
         1,
         round_terms(
@@ -190,19 +193,6 @@ def upload(given: argparse.Namespace) -> dict[str, Any]:
         "peak_mb": peak_mb(),
         "hash": receipt.hash.hex(),
     }
-
-
-def peak_mb() -> float:
-    """Return the most memory that this process ever had, in units of 10^6 bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        if found:
-            return round(int(found.group(1)) * 1024 / 1e6, 1)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
 
 
 def table(document: dict[str, Any]) -> str:

@@ -21,13 +21,15 @@ Afterwards everything is counted from the chain's blocks, by a reading of its ow
     escrow_mismatch  deposits that are not the plan's, money that is not conserved, balances that
                      are not the payments, an audit that does not explain them
     stuck_rounds     rounds that did not come to be settled
+    not_held         faults that a device could not make, or after which something had left it;
+                     an owner that does not end with exit code 0 when the training is over
 
 ended_by_themselves counts owners and devices that nobody killed and that gave up; each is in the
 notes with its exit code and last words, and is started again.
 
 recovery_s is from a kill until the killed process was started again and a later step of the
 training was irreversible; of a device, also until it acknowledged an upload; of an owner, until it
-opened another round.
+opened another round. fault_recovery_s is from when a fault begins until such a step.
 """
 
 from __future__ import annotations
@@ -41,7 +43,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -49,7 +50,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -59,10 +60,11 @@ from typing import Any
 import numpy as np
 
 from bench import faults_proxy as proxies
+from bench.chain_world import quiet_network
 from bench.ending import end_cleanly, run_child
 from bench.faults_device import ALTERED_BLOB, EXAMPLES, FULL_DISK, LOST_BLOB, uploads
 from bench.machine import machine
-from bench.record import record
+from bench.record import command, record
 from device_sdk import Abandoned, Device
 from gradledger.audit.run import audit
 from gradledger.chain.client import ChainClient
@@ -70,7 +72,6 @@ from gradledger.chain.contract import FedLearning, RoundState
 from gradledger.chain.names import Asset
 from gradledger.errors import BadFieldError, ChainError, GradledgerError
 from gradledger.localnet import parts
-from gradledger.localnet.network import Network
 from gradledger.outbox import State
 from owner.paillier_key import PaillierPrivateKey
 
@@ -103,6 +104,7 @@ FAULTS = (
     *(FULL_DISK, LOST_BLOB, ALTERED_BLOB, proxies.NONSENSE, proxies.HANG, LIE_AND_KILL),
     *(PARTIES_JUMP, CLOCK_JUMP),
 )
+NEEDED = {PARTIES_JUMP: PARTIES_CLOCK, CLOCK_JUMP: CLOCK_FILE}  # by a fault, in the environment
 
 
 class StuckError(Exception):
@@ -116,6 +118,7 @@ class Tally:
     kills: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     recoveries: dict[str, list[float]] = field(default_factory=dict)
+    fault_recoveries: dict[str, list[float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     uploads: int = 0
     acknowledged: int = 0
@@ -127,13 +130,18 @@ class Tally:
     paid_twice: int = 0
     escrow_mismatch: int = 0
     stuck_rounds: int = 0
+    not_held: int = 0
 
     def add(self, other: Tally) -> None:
         """Take another run's figures in."""
         self.kills += other.kills
         self.faults += other.faults
-        for target, seconds in other.recoveries.items():
-            self.recoveries.setdefault(target, []).extend(seconds)
+        for mine, others in (
+            (self.recoveries, other.recoveries),
+            (self.fault_recoveries, other.fault_recoveries),
+        ):
+            for name, seconds in others.items():
+                mine.setdefault(name, []).extend(seconds)
         self.notes += other.notes
         for name in FIGURES:
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -163,11 +171,11 @@ class Told:
         return missing | (self.abandoned & on_chain)
 
 
+MUST_BE_ZERO = ("lost", "paid_twice", "escrow_mismatch", "stuck_rounds", "not_held")
 FIGURES = (
     *("uploads", "acknowledged", "abandoned", "payments", "rounds", "ended_by_themselves"),
-    *("lost", "paid_twice", "escrow_mismatch", "stuck_rounds"),
+    *MUST_BE_ZERO,
 )
-MUST_BE_ZERO = ("lost", "paid_twice", "escrow_mismatch", "stuck_rounds")
 
 
 @dataclass(eq=False)
@@ -288,8 +296,7 @@ class Scene:
         self.rng = random.Random(seed)
         self.say = say
         self.tally = Tally()
-        http, p2p, kubo = _free_ports(3)
-        self.network = Network(home / "net", http_port=http, p2p_port=p2p, kubo_port=kubo)
+        self.network = quiet_network(home / "net", lambda text: None)
         self._open = contextlib.ExitStack()  # what `close` closes, the last first
 
     def begin(self) -> None:
@@ -441,7 +448,10 @@ class Scene:
         return killed
 
     def fault(self, kind: str) -> None:
-        """Let something else go wrong."""
+        """Let something else go wrong; without the preloaded library no clock can."""
+        if kind in NEEDED and NEEDED[kind] not in os.environ:
+            self.say(f"fault: {kind} left out, for want of {SHIM.name}")
+            return
         begun = time.monotonic()
         if kind in (FULL_DISK, LOST_BLOB, ALTERED_BLOB):
             name = self.rng.choice(DEVICES)
@@ -458,15 +468,15 @@ class Scene:
             self.kill(NODES_ALL if self.producers > 1 else NODE)
             self.proxy.mode = proxies.HONEST
             self.tally.faults[kind] += 1
-        elif kind == PARTIES_JUMP and PARTIES_CLOCK in os.environ:
+        elif kind == PARTIES_JUMP:
             for ahead in (HOUR_NS, -HOUR_NS, 0):
                 _move_clock(os.environ[PARTIES_CLOCK], ahead)
                 time.sleep(FAULT_SEC / 2)
             self.tally.faults[kind] += 1
-        elif kind == CLOCK_JUMP and CLOCK_FILE in os.environ:
+        elif kind == CLOCK_JUMP:
             _move_clock(os.environ[CLOCK_FILE], HOUR_NS)
             self.tally.faults[kind] += 1
-        self.progress.expect(begun, self.tally.recoveries.setdefault(f"fault_{kind}", []))
+        self.progress.expect(begun, self.tally.fault_recoveries.setdefault(kind, []))
         self.say(f"fault: {kind}; round {self._version()}")
         self._until(lambda: self.progress.pending < 6, "progress")
 
@@ -480,9 +490,11 @@ class Scene:
     def _told(self, name: str, kind: str, since: float) -> bool:
         for event in _events(self.home / name):
             if event["event"] == "fault" and event["kind"] == kind and event["at"] > since:
-                if not event["held"]:
+                if event["held"]:
+                    self.tally.faults[kind] += 1
+                else:
                     self.tally.notes.append(f"{kind} at {name}: it did not hold")
-                self.tally.faults[kind] += 1
+                    self.tally.not_held += 1
                 return True
         return False
 
@@ -515,10 +527,12 @@ class Scene:
         assert self.owner.process is not None
         try:
             code = self.owner.process.wait(STUCK_SEC)
-            if code:
-                self.tally.notes.append(f"the owner ended with {code}: see {self.owner.log}")
+            said = f"the owner ended with {self.owner.last_words()}" if code else ""
         except subprocess.TimeoutExpired:
-            self.tally.notes.append(f"the owner did not end within {STUCK_SEC:g} s")
+            said = f"the owner did not end within {STUCK_SEC:g} s"
+        if said:
+            self.tally.notes.append(said)
+            self.tally.not_held += 1
         for party in self.devices.values():
             party.kill()
 
@@ -558,7 +572,7 @@ class Scene:
             due = EXAMPLES * PRICE * sum(device == name for device, _ in paid)
             if amounts[name] != due:
                 mismatches.append(f"{name} was paid {amounts[name]}, due were {due}")
-        tally.escrow_mismatch = len(mismatches)
+        tally.escrow_mismatch += len(mismatches)
         tally.notes += mismatches
         rounds = self.contract.rounds(TASK)
         tally.rounds = len(rounds)
@@ -624,16 +638,6 @@ def _events(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 def _move_clock(path: str, ahead_ns: int) -> None:
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), 8) as page:
         page[:8] = bytes(ctypes.c_int64(ahead_ns))
@@ -690,14 +694,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the document")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the document")
     given = parser.parse_args(argv)
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    if given.kills < 0:
+        parser.error(f"--kills: expected 0 or more, got {given.kills}")
     if "MOVED_CLOCK" not in os.environ and argv is None:
         folder = Path(tempfile.mkdtemp(prefix="gradledger-clock-"))
         extra = _with_moved_clock(folder)
         if extra is not None:
-            command = [sys.executable, "-m", "bench.faults", *arguments]
+            again = [sys.executable, "-m", "bench.faults", *sys.argv[1:]]
             try:
-                return run_child(command, {**os.environ, **extra})
+                return run_child(again, {**os.environ, **extra})
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
     end_cleanly()
@@ -714,9 +719,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         kills = shares.get(producers, given.kills)
         faults = FAULTS if kills >= 2 * len(FAULTS) else FAULTS[:1]
         total.add(run_one(producers, kills, faults, given.seed + producers, say))
-    seconds = [one for each in total.recoveries.values() for one in each]
     document: dict[str, Any] = {
-        "command": f"python -m bench.faults {' '.join(arguments)}",
+        "command": command("bench.faults", given, argv),
         "machine": here,
         "seed": given.seed,
         "producers": sorted(set(given.producers)),
@@ -724,19 +728,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         "kills_by_target": dict(sorted(total.kills.items())),
         "faults": dict(sorted(total.faults.items())),
         **{name: getattr(total, name) for name in FIGURES},
-        "recovery_s": _spread(seconds),
-        "recovery_s_by_target": {
-            target: _spread(each) for target, each in sorted(total.recoveries.items())
-        },
+        "recovery_s": _spread(*total.recoveries.values()),
+        "recovery_s_by_target": _spreads(total.recoveries),
+        "fault_recovery_s": _spread(*total.fault_recoveries.values()),
+        "fault_recovery_s_by_kind": _spreads(total.fault_recoveries),
         "seconds": round(time.monotonic() - begun),
         "notes": total.notes,
     }
-    text = record(document, given.out)
+    text = record(document, given.out, on_chain=True)
     print(text if given.json else _summary(document))
     return int(any(document[name] for name in MUST_BE_ZERO))
 
 
-def _spread(seconds: Sequence[float]) -> dict[str, float | None]:
+def _spreads(by_name: Mapping[str, list[float]]) -> dict[str, dict[str, float | None]]:
+    return {name: _spread(seconds) for name, seconds in sorted(by_name.items())}
+
+
+def _spread(*lists: list[float]) -> dict[str, float | None]:
+    seconds = [one for each in lists for one in each]
     if not seconds:
         return {"median": None, "max": None}
     return {"median": round(statistics.median(seconds), 2), "max": round(max(seconds), 2)}

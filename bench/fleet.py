@@ -26,9 +26,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +43,15 @@ from bench.chain_world import (
     device_key,
     groups,
     name_of,
-    peak_mb,
     quiet_network,
 )
 from bench.ending import end_cleanly
-from bench.machine import machine
-from bench.record import record
+from bench.machine import machine, peak_mb
+from bench.record import command, record
 from bench.terms import round_terms, task_choices
 from gradledger import envelope
 from gradledger.chain.client import ChainClient
-from gradledger.chain.contract import Mode, Recipe
+from gradledger.chain.contract import Mode, Recipe, RoundState
 from gradledger.localnet.processes import Process
 from gradledger.models import Model
 from gradledger.store import Store
@@ -73,7 +72,10 @@ PHASES = ("issue", "upload", "judge", "sum", "settle")
 
 @dataclass(frozen=True)
 class Spec:
-    """What the processes of one round need to know; `seed` makes the devices' keys."""
+    """What the processes of one round need to know.
+
+    `key_seed` makes the devices' keys, `seed` the points and the model.
+    """
 
     task: str
     devices: int
@@ -84,7 +86,8 @@ class Spec:
     contract: str
     key_file: str
     paillier_file: str
-    seed: bytes = field(repr=False)
+    seed: int
+    key_seed: bytes = field(repr=False)
 
 
 def step_of(number: int, parameters: int) -> np.ndarray:
@@ -110,10 +113,10 @@ def _owner(spec: Spec) -> Any:
     )
 
 
-def _points() -> Any:
+def _points(spec: Spec) -> Any:
     from owner.validation_sets import ValidationData
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(spec.seed)
     return ValidationData(rng.normal(size=(POINTS, 4)), np.arange(POINTS) % len(CLASS_NAMES))
 
 
@@ -131,7 +134,7 @@ def prepare(spec: Spec) -> None:
         ),
         architecture=ARCHITECTURE,
         class_names=CLASS_NAMES,
-        validation=owner.committed(_points(), len(CLASS_NAMES)).commitment(PER_CLASS),
+        validation=owner.committed(_points(spec), len(CLASS_NAMES)).commitment(PER_CLASS),
     )
     owner.admit_devices([name_of("bd", number) for number in range(spec.devices)])
     owner.admit_validators(spec.validators)
@@ -142,8 +145,8 @@ def conduct(spec: Spec) -> dict[str, Any]:
     """Conduct the round; return how long each phase took, and what became of the uploads."""
     owner = _owner(spec)
     idle_mb = peak_mb()
-    model = Model.random_glorot(ARCHITECTURE, 0)
-    data = _points()
+    model = Model.random_glorot(ARCHITECTURE, spec.seed)
+    data = _points(spec)
     cpu = time.process_time()
     clock = [time.perf_counter()]
     published = owner.publish_model(model, 1)
@@ -162,8 +165,7 @@ def conduct(spec: Spec) -> dict[str, Any]:
     )
     issued = owner.issue_validation_sets(1, data)
     clock.append(time.perf_counter())
-    while owner.round(1).uploads < spec.devices:
-        time.sleep(POLL_SEC)
+    wait_for_uploads(owner, spec.devices)
     owner.close_round(1)
     clock.append(time.perf_counter())
     owner.wait_verdicts(1)
@@ -191,6 +193,24 @@ def conduct(spec: Spec) -> dict[str, Any]:
     }
 
 
+def wait_for_uploads(owner: Any, devices: int) -> None:
+    """Wait until all uploads of round 1 are recorded.
+
+    Raises
+    ------
+    RuntimeError
+        The round is no longer open, or ROUND_SEC_MAX is over, and some are missing.
+    """
+    until = time.monotonic() + ROUND_SEC_MAX
+    while (live := owner.round(1)).uploads < devices:
+        missing = f"expected {devices} uploads, got {live.uploads}"
+        if live.state is not RoundState.OPEN:
+            raise RuntimeError(f"{missing}, and the round is {live.state.name.lower()}")
+        if time.monotonic() >= until:
+            raise RuntimeError(f"{missing} within {ROUND_SEC_MAX} s")
+        time.sleep(POLL_SEC)
+
+
 # ---- the devices' processes ---------------------------------------------------------------------
 
 
@@ -211,7 +231,7 @@ def take_part(spec: Spec, first: int, step: int) -> dict[str, Any]:
     for number in range(first, spec.devices, step):
         device = Device(
             name_of("bd", number),
-            key=device_key(spec.seed, number),
+            key=device_key(spec.key_seed, number),
             task=spec.task,
             chain=chain,
             store=store,
@@ -249,7 +269,7 @@ class Fleet:
         try:
             info = self.network.up(validators=self.options.validators)
             place = Place(self.network)
-            world = World(place, max(self.options.devices), 0)
+            world = World(place, max(self.options.devices), 0, self.options.seed)
             self.say(f"creating {len(world.all_devices)} accounts")
             world.create_accounts()
             rows = []
@@ -267,7 +287,8 @@ class Fleet:
                     key_file=info.accounts.get(task)
                     or str(self.home / "net" / "keys" / f"{task}.json"),
                     paillier_file=str(paillier),
-                    seed=world.seed,
+                    seed=self.options.seed,
+                    key_seed=world.seed,
                 )
                 rows.append(self._round(world, spec))
                 self.say(line(rows[-1]))
@@ -275,6 +296,7 @@ class Fleet:
         finally:
             self.network.down(wipe=True)
         return {
+            "seed": self.options.seed,
             "mode": self.mode.name.lower(),
             "committed_sets": True,
             "validators": self.options.validators,
@@ -282,8 +304,6 @@ class Fleet:
             "parameters": Model.random_glorot(ARCHITECTURE, 0).parameters,
             "rounds": rows,
             "fits": fits(rows),
-            "command": "python -m bench.fleet --devices "
-            + ",".join(str(count) for count in self.options.devices),
             "machine": machine(),
             "chain": server,
         }
@@ -309,8 +329,7 @@ class Fleet:
                 devices.submit(take_part, spec, first, self.options.workers)
                 for first in range(self.options.workers)
             ]
-            done = [job.result() for job in jobs]
-            row = conducted.result()
+            row, *done = results([conducted, *jobs])
         after = self._cpu()
         cpu = {kind: after[kind] - before[kind] for kind in after}
         cpu |= {"owner": row.pop("cpu_s"), "devices": sum(part["cpu_s"] for part in done)}
@@ -332,7 +351,7 @@ class Fleet:
 
     @staticmethod
     def _join(world: World, spec: Spec, number: int) -> Any:
-        public = envelope.public_key_of(device_key(spec.seed, number).encryption_key())
+        public = envelope.public_key_of(device_key(spec.key_seed, number).encryption_key())
         return world.contract.join(spec.task, world.all_devices[number], public, 0b111)
 
     def _cpu(self) -> dict[str, float]:
@@ -349,6 +368,20 @@ class Fleet:
         document = json.loads((self.home / "net" / "network.json").read_text("utf-8"))
         found = [Process.from_dict(one) for one in document["processes"].values()]
         return {one.name: one for one in found}
+
+
+def results(futures: Sequence[Future[Any]]) -> list[Any]:
+    """Return what the futures come to; when one fails, end all processes of pools, and raise.
+
+    The others would wait for it as long as a round may take.
+    """
+    try:
+        ended, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        return [one.result() for one in futures if one in ended]
+    except BaseException:
+        for child in active_children():
+            child.terminate()
+        raise
 
 
 def reset_peak(pid: int) -> None:
@@ -476,6 +509,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--mode", choices=("paillier", "sealed"), default="paillier")
     parser.add_argument("--validators", type=int, default=4)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--seed", type=int, default=1, help="of accounts' keys, points and model")
     options = parser.parse_args(argv)
     try:
         options.devices = sorted({int(text) for text in options.devices.split(",")})
@@ -485,11 +519,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--devices: expected numbers of 3..{DEVICES_MAX}")
     if not 1 <= options.validators <= 25 or not 1 <= options.workers <= 64:
         parser.error("expected 1..25 validators and 1..64 workers")
+    if options.seed < 0:
+        parser.error(f"--seed: expected at least 0, got {options.seed}")
+    shown = command("bench.fleet", options, argv)
     with tempfile.TemporaryDirectory(prefix="gradledger-bench-") as home:
         say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-        document = Fleet(Path(home), options, say).run()
+        document = {"command": shown, **Fleet(Path(home), options, say).run()}
     document["bounds"] = bounds(document)
-    text = record(document, options.out)
+    text = record(document, options.out, on_chain=True)
     if options.out:
         draw(document, options.out.with_suffix(".png"))
     if options.json:

@@ -19,11 +19,9 @@ milliseconds follows from --seed. With --out FILE.json a plot is drawn beside it
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +33,7 @@ import numpy as np
 
 from bench.csves import wilson
 from bench.machine import machine
+from bench.record import command, record
 from gradledger.codec import Codec
 from gradledger.lots import VALUE_BYTES, is_drawn
 from gradledger.opening import opening_bytes, pack_opening
@@ -561,10 +560,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.tasks < 2 or options.uploads < 1 or options.repeats < 0:
         parser.error("--tasks: at least 2, --uploads: 1, and --repeats: 0 expected")
-    words = sys.argv[1:] if arguments is None else arguments
     about = {
         "seed": options.seed,
-        "command": " ".join(["python -m bench.lots", *words]),
+        "command": command("bench.lots", options, arguments),
         "machine": machine(),
     }
     started = time.monotonic()
@@ -575,14 +573,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(_line(row), flush=True)
     if not options.json:
         print(f"{time.monotonic() - started:.0f} s")
-    document = json.dumps(rows, indent=1)
+    document = record(rows, options.out, indent=1)
     if options.json:
         print(document)
     if options.out:
         from bench.lots_plot import draw
 
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(document + "\n", encoding="utf-8")
         draw(rows, options.out.with_suffix(".png"))
     return 0
 

@@ -41,9 +41,8 @@ import numpy as np
 import phe
 from numpy.typing import NDArray
 
-from bench.device import peak_mb
-from bench.machine import machine
-from bench.record import record
+from bench.machine import machine, peak_mb
+from bench.record import command, record
 from gradledger import paillier
 from gradledger.codec import Codec
 from gradledger.paillier import PaillierPublicKey
@@ -132,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     about = {
         "seed": options.seed,
         "clock": options.clock,
-        "command": " ".join(["python -m bench.paillier", *(arguments or sys.argv[1:])]),
+        "command": command("bench.paillier", options, arguments),
         "machine": machine(),
     }
     rows: list[Row] = []

@@ -3,12 +3,12 @@
     python -m bench.privacy [--json] [--out bench/results/privacy.json]
 
 Simulated without a network, with the project's own mechanism and codec: softmax regression on
-scikit-learn's digits (8 x 8 pixels, 10 classes, 650 parameters), `ROUNDS` rounds in which every
-device takes part. A device's data are `EXAMPLES` rows drawn with replacement from 1,297, so that
-with 1,000 devices many hold the same rows; what is protected is a device's data as a whole. The
-accuracy is that of the last model on 500 other rows. Data and training follow from --seed; the
-noise comes from the system's CSPRNG and differs in each run: each figure is the mean of `REPEATS`
-trainings, with the least and the largest beside it.
+scikit-learn's digits (8 x 8 pixels, 10 classes, 650 parameters), 10 rounds in which every device
+takes part. A device's data are 20 rows drawn with replacement from 1,297, so that with 1,000
+devices many hold the same rows; what is protected is a device's data as a whole. The accuracy is
+that of the last model on 500 other rows. Data and training follow from --seed; the noise comes from
+the system's CSPRNG and differs in each run: each figure is the mean of --repeats trainings, with
+the least and the largest beside it.
 
 epsilon is against who sees a device's single updates (the noise is calibrated for it); epsilon_sum
 is what the same noise means against who sees only the sum of all (and no errors of single updates),
@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.machine import machine
-from bench.record import record
+from bench.record import command, record
 from gradledger.codec import Codec
 from gradledger.models import Model
 from gradledger.privacy import Privacy
@@ -57,18 +57,23 @@ Ints = npt.NDArray[np.int64]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, draw; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.privacy", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.privacy",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--devices", type=int, nargs="+", default=list(DEVICES))
     parser.add_argument("--epsilon", type=float, nargs="+", default=list(EPSILONS))
-    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument(
+        "--repeats", type=int, default=REPEATS, help="trainings of each row (default %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=SEED, help="of data and training")
     parser.add_argument("--json", action="store_true", help="print a list of rows")
     parser.add_argument("--out", type=Path, help="write that list to a file, and a plot beside it")
     options = parser.parse_args(arguments)
-    words = sys.argv[1:] if arguments is None else arguments
     about = {
         "seed": options.seed,
-        "command": " ".join(["python -m bench.privacy", *words]),
+        "command": command("bench.privacy", options, arguments),
         "machine": machine(),
     }
     started = time.monotonic()

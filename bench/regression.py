@@ -25,7 +25,7 @@ import numpy as np
 from bench.csves import wilson
 from bench.csves_pool import bar, workers
 from bench.machine import machine
-from bench.record import record
+from bench.record import command, record
 from bench.regression_lab import (
     DATA,
     DATASETS,
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows += judged(name, np.array(counts), found)
             models[name] = pool.submit(_described, name).result()
     document = {
-        "command": " ".join(["python -m bench.regression", *_shown(given)]),
+        "command": command("bench.regression", given, argv),
         "machine": machine(),
         "seconds": round(time.monotonic() - began, 1),
         "seed": given.seed,
@@ -107,12 +107,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         if getattr(given, name) < least:
             parser.error(f"--{name}: expected at least {least}, got {getattr(given, name)}")
     return given
-
-
-def _shown(given: argparse.Namespace) -> Iterator[str]:
-    for name, usual in (("instances", INSTANCES), ("seed", SEED)):
-        if getattr(given, name) != usual:
-            yield f"--{name} {getattr(given, name)}"
 
 
 # ---- training ----------------------------------------------------------------------------------

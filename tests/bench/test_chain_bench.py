@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bench import chain, chain_client, chain_postgres, chain_runs, fleet
+from bench import chain, chain_client, chain_postgres, chain_runs, fleet, record
 from bench.chain_world import Job, Place, World, device_key, name_of, sign_range
+from gradledger.chain.contract import RoundState
 from gradledger.chain.keys import recover_key
 from gradledger.localnet.network import Network
 
@@ -126,16 +133,17 @@ def test_without_postgresql_the_bench_says_how_to_get_it(monkeypatch: pytest.Mon
 
 
 def _run(actions: str, per_s: float, **more: Any) -> dict[str, Any]:
-    row = {"actions": actions, "producers": 1, "per_s": per_s, "transactions": 100}
+    row: dict[str, Any] = {"actions": actions, "producers": 1, "per_s": per_s}
     return row | {"elapsed_us": {"fedlearning": 90, "transfer": 60}} | more
 
 
 def test_the_summary_is_held_against_the_targets() -> None:
     uploads = [
-        _run("fedlearning", 1600.0, ram_bytes_open=0.5, ram_bytes_settled=389),
-        _run("fedlearning", 1400.0, ram_bytes_open=0.9, ram_bytes_settled=389),
-        _run("fedlearning", 9000.0, ram_bytes_open=0.1, ram_bytes_settled=389, producers=4),
+        _run("fedlearning", 1600.0, ram_bytes_open=0.5, ram_bytes_settled=389, transactions=100),
+        _run("fedlearning", 1400.0, ram_bytes_open=0.9, ram_bytes_settled=389, transactions=300),
+        _run("fedlearning", 9000.0, ram_bytes_open=0.1, ram_bytes_settled=389, transactions=200),
     ]
+    uploads[2]["producers"] = 4
     in_turn = {"ratios": {"script": 0.8, "function": 0.5}}
     runs = [*uploads, _run("fedlearning and transfer", 1.0)]
     document: dict[str, Any] = {"runs": runs, "in_turn": in_turn}
@@ -151,12 +159,67 @@ def test_the_summary_is_held_against_the_targets() -> None:
     met = {row["name"]: row["met"] for row in chain.judge(document)}
     assert met.pop("ratio_to_postgres") is False
     assert set(met.values()) == {True}
-    uploads[1]["ram_bytes_settled"] = 489
+    for row in uploads:  # a byte for each upload
+        row["ram_bytes_settled"] += row["transactions"]
     del document["in_turn"]
     document["summary"] = chain.summarise(document)
     met = {row["name"]: row["met"] for row in chain.judge(document)}
     assert met["ratio_to_postgres"] is None
     assert document["summary"]["ram_bytes_settled"] == 1.0 and met["ram_bytes_settled"] is False
+    for row in uploads:  # what would grow with them stays unseen
+        row.update(transactions=200, ram_bytes_settled=589)
+    document["summary"] = chain.summarise(document)
+    met = {row["name"]: row["met"] for row in chain.judge(document)}
+    assert document["summary"]["ram_bytes_settled"] is None is met["ram_bytes_settled"]
+
+
+@pytest.mark.parametrize(
+    ("state", "limit_sec", "why"),
+    [
+        (RoundState.VERIFYING, 60, ", and the round is verifying"),
+        (RoundState.OPEN, 0, " within 0 s"),
+    ],
+)
+def test_the_fleet_does_not_wait_for_uploads_that_will_not_come(
+    monkeypatch: pytest.MonkeyPatch, state: RoundState, limit_sec: int, why: str
+) -> None:
+    monkeypatch.setattr(fleet, "ROUND_SEC_MAX", limit_sec)
+    answers = [SimpleNamespace(uploads=1, state=state)]
+    owner = SimpleNamespace(round=lambda version: answers.pop())  # asked again, it fails
+    with pytest.raises(RuntimeError, match=f"^expected 2 uploads, got 1{why}$"):
+        fleet.wait_for_uploads(owner, 2)
+    answers = [SimpleNamespace(uploads=2, state=state)]
+    fleet.wait_for_uploads(owner, 2)
+
+
+def test_a_process_that_fails_ends_the_fleet() -> None:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        assert fleet.results([pool.submit(abs, -1), pool.submit(abs, -2)]) == [1, 2]
+        waiting = pool.submit(time.sleep, 60)
+        with pytest.raises(ValueError, match="invalid literal"):
+            fleet.results([waiting, pool.submit(int, "x")])
+    assert isinstance(waiting.exception(), BrokenProcessPool)
+
+
+def test_the_command_is_what_ran_and_names_no_place(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("data", "out"):
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--executors", nargs="+")
+    words = ["--data", f"{tmp_path}/", f"--out={tmp_path}/x/../a.json"]
+    words += ["--exec", "1 process", "b=c"]
+    assert record.command("bench.x", parser.parse_args(words), words) == (
+        "python -m bench.x --data DIR --out=FILE --exec '1 process' b=c"
+    )
+
+
+def test_a_document_from_a_chain_names_the_contract(tmp_path: Path) -> None:
+    text = record.record({"a": 1}, tmp_path / "out" / "a.json", on_chain=True)
+    folder = Path(record.__file__).parents[1] / "eosio_contracts" / "artifacts"
+    wasm = (folder / "fedlearning.wasm").read_bytes()
+    assert json.loads(text) == {"a": 1, "contract_sha256": hashlib.sha256(wasm).hexdigest()}
+    assert (tmp_path / "out" / "a.json").read_text() == text + "\n"
+    assert json.loads(record.record([{"a": 1}], None)) == [{"a": 1}]
 
 
 def test_the_exponent_of_a_known_law() -> None:
@@ -166,7 +229,9 @@ def test_the_exponent_of_a_known_law() -> None:
 
 
 def test_a_round_of_the_world_keeps_no_ram_per_upload(localnet: Network) -> None:
-    world = World(Place(localnet), 12, 4)
+    place = Place(localnet)
+    world = World(place, 12, 4, 1)
+    assert World(place, 12, 4, 1).key == world.key != World(place, 12, 4, 2).key
     world.create_accounts()
     world.begin("worldtask", 12, 4)
     kept, opened = [], []

@@ -209,7 +209,11 @@ def test_the_command_prints_and_writes_every_row(
         assert sum(r["instances"] for r in rows if r["rule"] == rule) == 3 * 4
     with np.load(dump, allow_pickle=False) as arrays:
         assert arrays["series"].shape[:4] == (1, 3, 4, 2)
-    assert not document["goals"] and str(tmp_path) not in document["command"]
+    assert not document["goals"]
+    assert document["command"] == (
+        "python -m bench.csves --data DIR --instances 1 --workers 1 --seed 3 --json --out FILE "
+        "--series FILE"
+    )
     separation = [
         {"stage": "random", "classes": 2}
         | {f"pixels_accepted_percent_by_{name}": 1.0 for name in ("wrong_answers", "doubt")}

@@ -133,7 +133,7 @@ def test_the_command_writes_rows_and_a_plot(
     assert bench.main(words) == 0
     rows = json.loads(out.read_text())
     assert {row["kind"] for row in rows} == {"chance", "pay", "bar"}
-    assert rows[0]["command"] == "python -m bench.lots " + " ".join(words)
+    assert rows[0]["command"] == "python -m bench.lots " + " ".join([*words[:-1], "FILE"])
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "4 validators, friends withhold" in capsys.readouterr().out
     assert bench.main([*words[:6], "--json"]) == 0
@@ -152,6 +152,6 @@ def test_the_committed_simulation_bears_the_formulas_out() -> None:
     hits = sum(row["low"] <= row["expected"] <= row["high"] for row in judged)
     assert len(judged) >= 100
     assert hits / len(judged) >= 0.9  # 95 in 100 are to be expected
-    for row in judged:  # none is far off: six half widths
+    for row in judged:  # none is far off: three half widths
         spread = (row["high"] - row["low"]) / 2
         assert abs(row["simulated"] - row["expected"]) <= 3 * spread

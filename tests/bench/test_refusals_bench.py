@@ -122,7 +122,10 @@ def test_the_command_prints_writes_and_draws(
     shown = capsys.readouterr().out
     assert "a zero update" in shown and "processor time" in shown
     document = json.loads(out.read_text())
-    assert str(tmp_path) not in document["command"]
+    assert document["command"] == (
+        "python -m bench.refusals --data DIR --instances 1 --attacks 1 --workers 1 --classes 2 "
+        "--out FILE"
+    )
     assert {row["stage"] for row in document["rows"]} == set(STAGES)
     assert len(document["rows"]) == 3 * len(ATTACKS)
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

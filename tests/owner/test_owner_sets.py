@@ -121,12 +121,13 @@ def test_who_joins_while_the_round_is_open_gets_a_set_as_well(
     owner = training.make_owner()
 
     def join_late() -> None:
-        while not owner.exists() or owner.version() < 1:
-            time.sleep(0.05)
+        owner.chain.wait_until(
+            lambda: owner.exists() and owner.version() >= 1, timeout_sec=60, what="round 1"
+        )
         time.sleep(1)
         training.phones.append(late)
 
-    thread = threading.Thread(target=join_late)
+    thread = threading.Thread(target=join_late, daemon=True)
     with training.played():
         thread.start()
         (report,) = run(

@@ -31,7 +31,7 @@ from gradledger.chain.contract import (
     ValidatorsKind,
 )
 from gradledger.chain.contract import Round as RoundRow
-from gradledger.chain.keys import PrivateKey, load_key_file
+from gradledger.chain.keys import PrivateKey, key_of
 from gradledger.chain.names import Asset, Symbol, check_account
 from gradledger.chain.payer import Payer
 from gradledger.chain.transaction import Action
@@ -67,6 +67,7 @@ POLL_SEC = 0.2
 UPLOAD_SEC = 30  # life of an upload's transaction that the outbox has; then it is signed anew
 FILE_OVERHEAD_BYTES = 65_536  # the header of a safetensors file
 SET_BYTES_MAX = 2**26
+VERDICT_SEC_MIN = 10
 
 _RULES = {
     Rule.TREND: "the error must fall while you train",
@@ -255,7 +256,8 @@ class Device:
     account : str
         Of the device, on chain.
     key : PrivateKey or str or path
-        The account's active key, its text (`PVT_K1_...` or `5...`), or the path of its key file.
+        The account's active key, its text (`PVT_K1_...` or `5...`), or the path of its key file;
+        see `gradledger.chain.keys.key_of`.
     task : str
     chain : str, sequence of str or ChainClient
         Nodes; the next one is asked when one does not answer.
@@ -276,6 +278,9 @@ class Device:
         are looked after as long as the process lives.
     encryption : Encryption, optional
         What blinds updates in `PAILLIER` mode, and how many threads work; the default is safe.
+    verdict_sec_min : int
+        Take part only in rounds that leave the validators so many seconds for their verdicts. With
+        less an owner can read an update, and be past the verdicts before anybody could judge it.
 
     Attributes
     ----------
@@ -304,14 +309,16 @@ class Device:
         budget_file: str | os.PathLike[str] | None = None,
         outbox: str | os.PathLike[str] | Outbox | None = None,
         encryption: Encryption | None = None,
+        verdict_sec_min: int = VERDICT_SEC_MIN,
     ) -> None:
         self.account = check_account(account)
         self.task = check_account(task)
-        self.key = _private_key(key, self.account)
+        self.key = key_of(key, self.account)
         self.chain = chain if isinstance(chain, ChainClient) else ChainClient(chain)
         self.store = store if isinstance(store, Store) else Store(store)
         self.contract = FedLearning(self.chain, contract)
         self.encryption = encryption or Encryption()
+        self.verdict_sec_min = verdict_sec_min
         self.payer = Payer(payer) if isinstance(payer, str) else payer
         self._card: cards.TaskCard | None = None
         self._uploaded = 0  # newest round with an upload of ours, as far as seen
@@ -490,9 +497,10 @@ class Device:
     def round(self, *, wait_sec: float = 60.0, after: int = 0) -> Round:
         """Wait for a round that this device can take part in; fetch and check what it needs.
 
-        That is an open round without an upload of this device, with a model sealed to it and a
-        validation set issued to it, and in a task that audits with the lots of a quorum. What is
-        due for earlier uploads is done meanwhile, as by `attend`.
+        That is an open round without an upload of this device, with a model sealed to it, a
+        validation set issued to it and time for verdicts (`verdict_sec_min`), and in a task that
+        audits with the lots of a quorum. What is due for earlier uploads is done meanwhile, as by
+        `attend`.
 
         Parameters
         ----------
@@ -645,11 +653,24 @@ class Device:
             entry.number: entry
             for entry in (*self._box.entries(State.PENDING), *self._box.keeping())
             if "hash" in entry.details  # not a step of an upload
-            # Without a file whoever uploads is told of a refusal, and may try again.
-            and not (self.outbox is None and entry.state is State.PENDING and entry.refusal)
         }
+        if self.outbox is None:
+            # Without a file whoever uploads is told of a refusal, and may try again.
+            for entry in list(entries.values()):
+                if entry.state is State.PENDING and entry.refusal:
+                    self._give_up(entries.pop(entry.number))
         self._held = [self.receipt(entries[number]) for number in sorted(entries)]
         return self._held
+
+    def _give_up(self, entry: Entry) -> None:
+        """Abandon a refused upload once it can never be recorded, so that refusals do not pile up.
+
+        Until then another node may have it in a block.
+        """
+        try:
+            self.receipt(entry).give_up()
+        except ChainError:
+            pass  # the next look tries again
 
     @property
     def box(self) -> Outbox:
@@ -762,6 +783,11 @@ class Device:
             return f"round {task.version} has an update with noise already, which may be uploaded"
         if row.state is not RoundState.OPEN or self.chain.get_info().head_time >= row.deadline:
             return f"round {task.version} takes no uploads any more"
+        if row.verdict_sec < self.verdict_sec_min:
+            return (
+                f"round {task.version} leaves {row.verdict_sec} s for verdicts; verdict_sec_min: "
+                f"{self.verdict_sec_min} s or more expected"
+            )
         lots, needed = sum(any(lot.commitment) for lot in row.lots), _quorum(row)
         if task.terms.lot_e6 and lots < needed:
             return f"round {task.version} waits for lots: {needed} expected, {lots} are there"
@@ -909,18 +935,3 @@ def _check_spent(privacy: Privacy | None, version: int, metadata: Mapping[str, s
         )
     if text is not None and privacy is not None:
         privacy.check_spent(Spent.from_text(text), version)
-
-
-def _private_key(key: PrivateKey | str | os.PathLike[str], account: str) -> PrivateKey:
-    if isinstance(key, PrivateKey):
-        return key
-    if isinstance(key, str) and (key.startswith("PVT_") or _is_wif(key)):
-        return PrivateKey.from_string(key)
-    name, found = load_key_file(key)
-    if name != account:
-        raise ConfigError(f"a key file of {account} expected, that of {name} given")
-    return found
-
-
-def _is_wif(text: str) -> bool:
-    return len(text) == 51 and text.isalnum() and not os.path.exists(text)

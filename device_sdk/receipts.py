@@ -217,6 +217,10 @@ class Receipt:
         """Record the upload, unless the chain has it already. Raises as `Round.upload`."""
         self._delivery.send()
 
+    def give_up(self) -> None:
+        """Abandon a refused upload that can never be recorded. Raises NodeError, OutboxError."""
+        self._delivery.give_up()
+
     def wait(self, timeout_sec: float = 60.0) -> Paid | Refused:
         """Do what the chain asks for until the decision on the upload is irreversible.
 

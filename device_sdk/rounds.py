@@ -21,6 +21,7 @@ from gradledger.chain.names import Asset
 from gradledger.cid import cid_v0
 from gradledger.errors import (
     AlreadyDoneError,
+    BadFieldError,
     ConfigError,
     NodeError,
     PrivacyError,
@@ -85,6 +86,11 @@ class Round:
     rule : Rule
     tau_e6 : int
         Threshold of the rule, 1e-6 units.
+    verdict_sec : int
+        How long the validators have for their verdicts after the round was closed and its CIDs
+        were revealed; an upload without a quorum then gets what the task's `silence` says.
+    close_after : int
+        The owner may close the round early once so many uploads are in; 0: never.
     reveal_sec : int
         More than 0: so long after the round was closed the device has time to reveal where the
         update lies, which `Receipt.wait` does; 0: the upload says it.
@@ -108,6 +114,8 @@ class Round:
         self.price = Asset(row.price, task.terms.token_symbol)
         self.rule: Rule = row.rule
         self.tau_e6 = row.tau
+        self.verdict_sec = row.verdict_sec
+        self.close_after = row.close_after
         self.reveal_sec = row.reveal_sec
         training = row.training
         self.recipe: TrainingRecipe = TrainingRecipe(
@@ -130,7 +138,8 @@ class Round:
         model = self._content[0] if self._content else None
         return (
             f"Round(version={self.version}, model={model}, deadline={until}, "
-            f"price={self.price} per example)"
+            f"price={self.price} per example, verdict_sec={self.verdict_sec}, "
+            f"close_after={self.close_after})"
         )
 
     def __enter__(self) -> Round:
@@ -247,7 +256,8 @@ class Round:
 
         May be repeated with the same update after an error: it is recorded once. It is sent for the
         round in which it was trained; the chain alone decides whether that round still takes it.
-        In a round with `reveal_sec` the update stays here, until the round is closed.
+        In a round with `reveal_sec` the update stays here, until the round is closed. If another
+        member has recorded the hash of its envelope before, it is sealed anew, once in a call.
 
         Parameters
         ----------
@@ -269,6 +279,10 @@ class Round:
             The owner's escrow cannot pay for it.
         AlreadyDoneError
             Another update of this device is recorded for the round.
+        BadFieldError
+            Code `repeated_hash`: another member recorded the second envelope's hash as well.
+        MasksShortError
+            As for `seal`.
         ConfigError
             The task audits, and the device's `Encryption` cannot be repeated from a seed.
         PayerRefusedError
@@ -278,6 +292,16 @@ class Round:
         OutboxError
             The outbox cannot be written, for instance since the disk is full: nothing was sent.
         """
+        try:
+            return self._sent(update)
+        except BadFieldError as error:
+            if error.code != "repeated_hash":
+                raise
+            # A member saw it and recorded the same hash first: another envelope has another one.
+            update._blob = None
+        return self._sent(update)
+
+    def _sent(self, update: Update) -> Receipt:
         if update._blob is None:
             update._blob, update._opening = self._seal(update)
         receipt = self._device.receipt(self._written_down(update, update._blob))
@@ -298,9 +322,11 @@ class Round:
             if entry.details["version"] != update.version or "hash" not in entry.details:
                 continue
             if entry.details["hash"] == digest.hexdigest():
-                if entry.state is State.ABANDONED:
-                    raise error_from_check(entry.reason)
-                return entry
+                if entry.state is not State.ABANDONED:
+                    return entry
+                if device.outbox is None:  # the chain alone says whether it is too late
+                    continue
+                raise error_from_check(entry.reason)
             taken = entry.state is State.DONE or (
                 entry.state is State.PENDING and not entry.refusal
             )

@@ -12,6 +12,7 @@ from gradledger import envelope
 from gradledger.errors import EnvelopeError, PaillierError
 from gradledger.privacy import Privacy
 from gradledger.target import Target
+from gradledger.text import check_text
 from gradledger.validation import Commitment
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ class TaskCard:
     ----------
     task, owner : str
     description : str
+        One line without control characters: devices print it.
     classes : tuple of str
-        Names of the classes, in the order of their bits.
+        Names of the classes, in the order of their bits; as plain as `description`.
     architecture : mapping
         Of the model, see `gradledger.models`.
     owner_enc_key : bytes, length 32
@@ -51,6 +53,11 @@ class TaskCard:
         The owner's validation points, committed; None: the owner picks what a device gets.
     target : Target or None
         The number that the model learns; its strata are the classes. None: it learns classes.
+
+    Raises
+    ------
+    ConfigError
+        `description` or a class's name is no plain text.
     """
 
     task: str
@@ -63,6 +70,11 @@ class TaskCard:
     privacy: Privacy | None = None
     validation: Commitment | None = None
     target: Target | None = None
+
+    def __post_init__(self) -> None:
+        check_text("description", self.description)
+        for name in self.classes:
+            check_text("classes", name)
 
     def to_bytes(self) -> bytes:
         """Return the card as an envelope in the clear."""

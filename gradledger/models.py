@@ -41,6 +41,7 @@ UNITS_MAX = 2**20
 POINTS_MAX = 65_536  # rows of a validation set
 HEADER_BYTES_MAX = 65_536
 BATCH_ROWS = 4_096  # rows per forward pass: bounds memory
+PASS_VALUES_MAX = 2**25  # numbers of an mlp's pass, a layer's inputs and outputs: 128 MiB
 ERROR_SCALE = 1_000_000
 DOUBT_NATS = 30  # where the logarithm of a doubt is cut off
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -149,9 +150,19 @@ class Mlp:
 
     def scores(self, arrays: Mapping[str, FloatArray], x: FloatArray) -> FloatArray:
         """Return the last layer before any softmax."""
+        # Up to widths of 4,096 a batch is one pass: a product's last bits may hang on its rows.
+        size = max(1, PASS_VALUES_MAX // (2 * max(self.layers)))
+        out = np.empty((len(x), self.layers[-1]), dtype=np.float32)
+        for start in range(0, len(x), size):
+            part = slice(start, start + size)
+            out[part] = self._pass(arrays, x[part])
+        return out
+
+    def _pass(self, arrays: Mapping[str, FloatArray], x: FloatArray) -> FloatArray:
         last = len(self.layers) - 2
         for i in range(last + 1):
-            x = x @ arrays[f"w{i}"] + arrays[f"b{i}"]
+            x = x @ arrays[f"w{i}"]
+            x += arrays[f"b{i}"]
             if i < last:
                 np.maximum(x, 0, out=x)
         return x
@@ -458,7 +469,7 @@ class Model:
                 raise ModelError(f"architecture {wanted!s:.200} expected, got {came!s:.200}")
         shapes = network.shapes()
         if set(arrays) != set(shapes):
-            raise ModelError(f"arrays {', '.join(shapes)} expected, got {', '.join(arrays):.200}")
+            raise ModelError(f"arrays {', '.join(shapes)} expected, got {list(arrays)!r:.200}")
         for name, shape in shapes.items():
             found = arrays[name]
             if found.dtype != np.dtype("<f4") or found.shape != shape:
@@ -514,7 +525,7 @@ def load_validation_set(
     """
     arrays, _ = load_arrays(data)
     if set(arrays) != {"x", "y"}:
-        raise ModelError(f"arrays x and y expected, got {', '.join(sorted(arrays)):.200}")
+        raise ModelError(f"arrays x and y expected, got {sorted(arrays)!r:.200}")
     x, y = arrays["x"], arrays["y"]
     wanted = np.dtype("<f4" if regression else "<i8")
     if x.dtype != np.dtype("<f4") or y.dtype != wanted:

@@ -339,7 +339,7 @@ class _Checked:
         names = [_text(one.name) for one in inputs]
         if sorted(names) != sorted({"x", *self._arrays}):
             expected = ", ".join(["x", *self._arrays])
-            raise ModelError(f"inputs {expected:.200} expected, got {', '.join(names):.200}")
+            raise ModelError(f"inputs {expected:.200} expected, got {', '.join(names)!r:.200}")
         features = 0
         for one in inputs:
             shape = _declared(one, 1)

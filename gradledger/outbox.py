@@ -41,7 +41,8 @@ __all__ = ["Delivery", "Entry", "Outbox", "State"]
 
 BYTES_MAX = 2**30  # of the file
 PENDING_MAX = 64
-KEPT_MAX = 1000  # entries that are over, without their blobs; older ones are dropped
+# Entries that are over, with nothing kept: older ones are dropped.
+KEPT_MAX = 1000
 KEEP_SEC = 90 * 24 * 3600
 RESEND_SEC = 3.0
 POLL_SEC = 0.2
@@ -97,7 +98,7 @@ class Entry:
         What it is, in its holder's words.
     state : State
     made_at : int
-        By this machine's clock; nothing is decided by it.
+        By this machine's clock; it decides nothing but when an entry that is over is dropped.
     give_up_at : int
         On the chain's clock, seconds since 1970: no transaction is signed after it.
     actions : tuple of Action
@@ -262,9 +263,11 @@ class Outbox:
         return self.entry(number)
 
     def entry(self, number: int) -> Entry:
-        """Return an entry as it stands. Raises OutboxError."""
-        (found,) = self._entries("id = ?", number)
-        return found
+        """Return an entry as it stands. Raises OutboxError, also where there is none."""
+        found = self._entries("id = ?", number)
+        if not found:
+            raise OutboxError(f"{self._place}: expected an entry with number {number}, got none")
+        return found[0]
 
     def entries(self, state: State | None = None) -> list[Entry]:
         """Return all entries, or those of one state, the oldest first. Raises OutboxError."""
@@ -340,12 +343,12 @@ class Outbox:
             raise OutboxError(f"{self._place}: an entry is damaged: {exc}") from exc
 
     def _prune(self, now: int) -> None:
+        """Drop what is over and old, unless something is kept with it: a clock may be wrong."""
         self._db.execute(
-            "DELETE FROM entries WHERE state != ? AND (made_at < ? OR id NOT IN "
-            "(SELECT id FROM entries ORDER BY id DESC LIMIT ?))",
+            "DELETE FROM entries WHERE state != ? AND id NOT IN (SELECT entry FROM kept) AND "
+            "(made_at < ? OR id NOT IN (SELECT id FROM entries ORDER BY id DESC LIMIT ?))",
             (State.PENDING, now - KEEP_SEC, KEPT_MAX),
         )
-        self._db.execute("DELETE FROM kept WHERE entry NOT IN (SELECT id FROM entries)")
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -457,6 +460,12 @@ class Delivery:
         with self._lock:
             if self.entry.state is not State.PENDING:
                 return
+            if self.entry.signed is None:
+                late = self._chain.get_info().head_time - self.entry.give_up_at
+                if late > 0:
+                    why = f"not in time: it was to be signed {late} s ago"
+                    self.entry = self._outbox.abandon(self.entry, self.entry.refusal or why)
+                    return
             self._sent_at = time.monotonic()
             missing = self._hindered() if self._hindered is not None else ""
             if missing:
@@ -514,6 +523,29 @@ class Delivery:
                 except (ContractError, PayerRefusedError):
                     pass  # kept in `refusal`
             return False
+
+    def give_up(self) -> None:
+        """Abandon it if it was refused and can never happen any more; send nothing.
+
+        For a holder that decides itself, upon a refusal, whether to try again.
+
+        Raises
+        ------
+        NodeError, OutboxError
+            As for `send`.
+        """
+        with self._lock:
+            signed = self.entry.signed
+            if self.entry.state is not State.PENDING or not self.entry.refusal:
+                return
+            try:
+                block = None if signed is None else self._chain.find_irreversible(signed)
+            except TransactionExpiredError:
+                signed = block = None
+            if block is not None:
+                self.entry = self._outbox.finish(self.entry, block)
+            elif signed is None:
+                self.entry = self._outbox.abandon(self.entry, self.entry.refusal)
 
     def _expired(self, why: str) -> None:
         """The transaction can never happen: sign anew, or give the entry up."""

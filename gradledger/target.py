@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from gradledger.errors import ConfigError
+from gradledger.text import check_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,12 +45,13 @@ class Target:
     tolerance : float
         Who is off by more than this is wrong.
     unit : str
-        Of the target, for people.
+        Of the target, for people; one line without control characters.
 
     Raises
     ------
     ConfigError
-        The edges do not ascend, there are too many, or a number is not finite or not positive.
+        The edges do not ascend, there are too many, a number is not finite or not positive, or the
+        unit is no plain text.
     """
 
     edges: tuple[float, ...]
@@ -74,6 +76,7 @@ class Target:
             object.__setattr__(self, name, value)
         if not isinstance(self.unit, str) or len(self.unit) > UNIT_CHARS_MAX:
             raise ConfigError(f"target: unit: expected a text of at most {UNIT_CHARS_MAX} letters")
+        check_text("target: unit", self.unit)
 
     @classmethod
     def by_quantiles(

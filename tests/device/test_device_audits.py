@@ -241,6 +241,45 @@ def test_drawn_uploads_are_opened_or_their_devices_barred(
     assert s.contract.escrow(s.task).conserved
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+def test_an_upload_whose_hash_another_recorded_first_is_sealed_anew(
+    scene: MakeScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    """The copy is made before the upload is sent; or the node takes that, and it is in no block."""
+    monkeypatch.setattr("device_sdk.device.UPLOAD_SEC", 2 if is_late else 30)
+    s = joined(scene, 2, create=AUDITED, audit_sec=60)
+    device, thief = s.device(0, outbox=tmp_path / "boxes" / "a.db"), s.device(1)
+    send = device.chain.send
+
+    def copy(body: dict[str, Any]) -> dict[str, Any]:
+        monkeypatch.setattr(device.chain, "send", send)
+        digest = bytes.fromhex(device.box.entries()[0].details["hash"])
+        thief.push(
+            s.contract.fedlearning(
+                s.task, thief.account, 1, digest, s.store.put(b"its own"), 1, [500_000, 0]
+            )
+        )
+        return {} if is_late else send(body)
+
+    with device.round(wait_sec=20) as round_:
+        update = round_.train(shift, examples=60)
+        monkeypatch.setattr(device.chain, "send", copy)
+        receipt = round_.upload(update)
+        if is_late:
+            assert str(receipt.rest(timeout_sec=40)).startswith("Abandoned(version=1, repeated_ha")
+            receipt = round_.upload(update)
+    old, new = device.box.entries()
+    reason = old.reason if is_late else old.refusal
+    assert reason.startswith(f"repeated_hash: expected a hash not used before, {thief.account} use")
+    assert new.details["hash"] == receipt.hash.hex() != old.details["hash"]
+    assert s.row(0).upload_hash == receipt.hash
+    opened = device.box.kept(new, "opening")
+    assert split_opening(opened, CODEC)[1].tolist() == CODEC.quantise(update.delta).tolist()
+    if not is_late:  # it is kept as long as the old one may be in a block
+        first = device.box.kept(old, "opening")
+        assert opened[:32] != first[:32] and opened[32:] == first[32:]
+
+
 def test_what_a_task_with_audits_says_and_does_not_take(scene: MakeScene, tmp_path: Path) -> None:
     s = joined(scene, 1, create={"lot_e6": 50_000, "bar_rounds": 10}, rule=Rule.GAIN, audit_sec=30)
     device = s.device()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.numpy import load, save
 
 from gradledger.errors import ModelError
 from gradledger.models import (
+    BATCH_ROWS,
     PARAMETERS_MAX,
     POINTS_MAX,
     Mlp,
@@ -79,6 +81,40 @@ def test_doubt_is_the_clipped_logarithm_of_what_is_left_to_the_others() -> None:
 def test_rows_beyond_one_batch_are_predicted_alike() -> None:
     net, x = model(), np.random.RandomState(0).rand(5000, 4).astype(np.float32)
     np.testing.assert_array_equal(net.predict(x)[-7:], net.predict(x[-7:]))
+
+
+def test_a_wide_model_takes_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    width, rows = 512, 2_048
+    architecture = {"kind": "mlp", "layers": [2, width, 2], "activation": "relu"}
+    net, x = Model.random_normal(architecture, 1), np.random.RandomState(0).rand(rows, 2)
+    whole = net.scores(x)
+    monkeypatch.setattr("gradledger.models.PASS_VALUES_MAX", 32 * 2 * width)
+    tracemalloc.start()
+    parts = net.scores(x)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * rows * width // 8  # float32 numbers of the wide layer, were it one pass
+    np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_up_to_a_width_of_4096_a_batch_is_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a product's last bits are those of the whole batch."""
+    rows, whole = [], Mlp._pass
+    monkeypatch.setattr(Mlp, "_pass", lambda *given: rows.append(len(given[2])) or whole(*given))
+    x = np.random.RandomState(0).rand(BATCH_ROWS, 3).astype(np.float32)
+    net = Model.random_glorot({"kind": "mlp", "layers": [3, 4_096, 5], "activation": "relu"}, 1)
+    w0, b0, w1, b1 = net.arrays.values()
+    expected = np.maximum(x @ w0 + b0, 0) @ w1 + b1
+    np.testing.assert_array_equal(net.scores(x), expected)
+    assert rows == [BATCH_ROWS]
+
+
+def test_names_out_of_a_hostile_file_are_quoted() -> None:
+    text = json.dumps(ARCHITECTURE)
+    data = save({"x\x1b[8m": np.zeros(1, np.float32)}, metadata={"architecture": text})
+    for read in (load_validation_set, Model.from_bytes):
+        with pytest.raises(ModelError, match=r"expected, got \['x\\x1b\[8m'\]"):
+            read(data)
 
 
 def test_safetensors_reads_ours_and_we_read_safetensors() -> None:

@@ -199,6 +199,39 @@ def test_a_refused_update_does_not_bar_a_better_one(scene: MakeScene, tmp_path: 
         device.resume(timeout_sec=0.5)
 
 
+def test_refusals_do_not_pile_up_without_a_file(
+    scene: MakeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_sdk.device.UPLOAD_SEC", 3)
+    monkeypatch.setattr("gradledger.outbox.PENDING_MAX", 2)
+    s = joined(scene, 1)
+    device = s.device(0)
+    with device.round(wait_sec=20) as round_:
+        refused = [
+            round_.train(lambda model, _: (model, [200_000, 400_000]), examples=60)
+            for _ in range(3)
+        ]
+        for update in refused[:2]:
+            with pytest.raises(RuleNotMetError):
+                round_.upload(update)
+        assert device.attend() == []
+        with pytest.raises(
+            OutboxError, match="at most 2 pending"
+        ):  # both could still be in a block
+            round_.upload(refused[2])
+
+        def dropped() -> bool:
+            assert device.attend() == []
+            return device.box.entries(State.PENDING) == []
+
+        s.wait_for(dropped, "the end of what was refused")
+        assert [device.box.blob(entry) for entry in device.box.entries()] == [b"", b""]
+        with pytest.raises(RuleNotMetError):  # whoever tries again is told again, by the chain
+            round_.upload(refused[0])
+        receipt = round_.upload(round_.train(shift, examples=60))
+    check_paid_once(s, {device.account: receipt})
+
+
 def test_a_full_disk_is_said_before_anything_is_sent(
     scene: MakeScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -242,7 +242,11 @@ def test_what_silence_means(scene: MakeScene, silence: Silence) -> None:
     device.join(classes=[1])
     s.issue(1)
     s.open(1, verdict_sec=2)
-    _, _, receipt = uploaded(s, device)
+    with pytest.raises(RoundClosedError, match="1 leaves 2 s for verdicts; verdict_sec_min: 10 s"):
+        device.round(wait_sec=0.3)
+    device.verdict_sec_min = 2
+    round_, _, receipt = uploaded(s, device)
+    assert repr(round_).endswith("per example, verdict_sec=2, close_after=1)")
     s.push(s.contract.closeround(s.task, s.owner, 1))
     row = s.contract.round(s.task, 1)
     assert row is not None and row.state is RoundState.VERIFYING

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -193,6 +194,33 @@ def test_a_card_says_the_target() -> None:
         "tolerance": 0.5,
         "unit": "km",
     }
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("description", "a task\x1b[8m"),
+        ("description", "a task\n  judged by   your friends"),
+        ("description", "a task\r"),
+        ("description", "\u202ea task"),
+        ("description", "\u2067a task"),
+        ("description", "a\u2028task"),
+        ("description", "\ud800"),
+        ("classes", ["a", "b\x9b28m", "c"]),
+        ("target", {**TARGET.to_dict(), "unit": "km\u200f"}),
+    ],
+)
+def test_a_card_with_text_that_forges_what_is_printed_is_refused(field: str, value: Any) -> None:
+    found = envelope.parse(make_card().to_bytes())
+    document = json.loads(found.payload()) | {field: value}
+    header = replace(found.header, payload_bytes=0)
+    with pytest.raises(EnvelopeError, match=f"{field}: .*one line without control characters, got"):
+        TaskCard.from_bytes(envelope.plain(header, json.dumps(document).encode()))
+
+
+def test_a_card_with_the_texts_of_many_languages_is_taken() -> None:
+    text = "\u0645\u06cc\u200c\u0634\u0648\u062f \u00e9t\u00e9\u00a0 \U0001f469\u200d\U0001f52c"
+    assert TaskCard.from_bytes(make_card(description=text).to_bytes()).description == text
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def push_on(
     RoundClosedError, StaleVersionError, AlreadyDoneError
         Somebody else moved the round on.
     NodeError
-        No node answers.
+        No node answers, or none takes a transaction of this actor, who may have no CPU or NET left.
     """
     version = found.version
     if found.state is RoundState.AUDITING and not _left(contract.members(task), found, time_now):
@@ -156,9 +156,10 @@ def push_on(
         return True
     except _MOVED_ON:
         raise
-    except _FAILED:
+    except _FAILED as error:
         if found.state is RoundState.SUMMING:
             raise
+        faults = [error]
     rows = sorted(contract.members(task), key=lambda row: name_to_int(row.account))
 
     def push(places: Sequence[int]) -> bool:
@@ -170,14 +171,24 @@ def push_on(
                 return True
             except _MOVED_ON:
                 raise
-            except _FAILED:
+            except _FAILED as error:
                 if len(places) == 1:
+                    faults.append(error)
                     return False
         half = len(places) // 2
         return push(places[:half]) + push(places[half:]) > 0
 
     places = _left(rows, found, time_now)
-    return bool(places) and push(places)
+    if places and push(places):
+        return True
+    if not isinstance(faults[-1], ContractError):
+        # The code of a device's account can make a node break off just as an actor without CPU or
+        # NET does. A push that comes upon nobody to be paid tells: it fails for the actor alone.
+        others = set(range(len(rows))).difference(places)
+        if not others:
+            raise faults[-1]
+        send(contract.push(task, actor, version, 1, start=rows[min(others)].account))
+    return False
 
 
 def _left(rows: Sequence[Member], found: Round, time_now: int) -> list[int]:

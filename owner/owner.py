@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,11 +39,12 @@ from gradledger.chain.contract import (
     UploadState,
     VerdictCode,
 )
-from gradledger.chain.keys import PrivateKey, load_key_file
+from gradledger.chain.keys import PrivateKey, key_of
 from gradledger.chain.names import Asset, name_to_int
 from gradledger.chain.transaction import Action, action
 from gradledger.errors import (
     BadFieldError,
+    BlobMissingError,
     CodecError,
     ConfigError,
     ContractError,
@@ -88,12 +90,13 @@ SETS_PER_TRANSACTION = 50
 MEMBERS_PER_CALL = 100  # that one `settle` visits
 CALLS_MAX = 1_000  # of `settle` for one round: more members than a task can have
 POLL_SEC = 0.1
-STUCK_SEC = 1.0  # where only those are left to push who cannot be paid, or wait for verdicts
+STUCK_SEC = 1.0  # where those are left who cannot be paid, wait for verdicts, or are not found
 IRREVERSIBLE_SEC = 90.0
 RESEND_SEC = 6.0
 EXPIRATION_SEC = 30
 SIGNATURES_MAX = 3
 PENDING_BLOCKS = 2
+MISSING_SEC = 120.0  # how long IPFS may take to find an accepted update, in sealed mode
 BEHIND_SEC = 3.0  # how long a node that lacks a round may take to catch up
 ENVELOPE_BYTES_MAX = 2**28 + 2**21
 
@@ -177,7 +180,7 @@ class Owner:
     ) -> None:
         self.account = account
         self.task = task
-        self._key = _load_key(account, key)
+        self._key = key_of(key, account)
         self.chain = chain if isinstance(chain, ChainClient) else ChainClient(chain)
         self.store = store if isinstance(store, Store) else Store(store)
         self.contract = FedLearning(self.chain, contract)
@@ -352,19 +355,30 @@ class Owner:
         assert delivery.entry.signed is not None
         return delivery.entry.signed.trx_id
 
-    def finish_deposits(self, outbox: Outbox) -> None:
+    def open_deposits(self, path: Path) -> Outbox:
+        """Open the file where this owner's deposits are written down; the caller closes it."""
+        return Outbox(path, holder=f"{self.account}, owner of {self.task}")
+
+    def finish_deposits(self, outbox: Outbox) -> list[Entry]:
         """Wait until each deposit in the outbox has happened, or never can.
+
+        Returns
+        -------
+        list of Entry
+            Those that were on their way, as they stand now: done, or abandoned.
 
         Raises
         ------
         IrreversibilityTimeout
             Not known yet; call it again.
         """
-        for entry in outbox.entries(State.PENDING):
+        pending = outbox.entries(State.PENDING)
+        for entry in pending:
             try:
                 self._delivery(outbox, entry).wait(IRREVERSIBLE_SEC)
             except ContractError as exc:
                 log.warning("%s never happened: %s", entry.name, exc)
+        return [outbox.entry(entry.number) for entry in pending]
 
     def _delivery(self, outbox: Outbox, entry: Entry) -> Delivery:
         def sign(actions: Sequence[Action]) -> Signed:
@@ -703,15 +717,15 @@ class Owner:
             timeout_sec = phases_sec + found.sum_sec + IRREVERSIBLE_SEC
         until = time.monotonic() + timeout_sec
         while found.state in states:
-            now = self.chain_time()
-            if found.state is not RoundState.OPEN and is_overdue(found, now):
-                self._push_on(found, now)
-            elif time.monotonic() > until:
+            if time.monotonic() > until:
                 raise WaitTimeoutError(
                     f"round {version}: no end of the wait for {what} within {timeout_sec:g} s; "
                     f"it is {found.state.name.lower()}, {found.pending} verdicts are pending, "
                     f"{found.held} wait for the lots, {found.drawn} are under audit"
                 )
+            now = self.chain_time()
+            if found.state is not RoundState.OPEN and is_overdue(found, now):
+                self._push_on(found, now)
             else:
                 time.sleep(POLL_SEC)
             found = self.round(version)
@@ -775,7 +789,8 @@ class Owner:
 
         In paillier mode the sum is fetched from any validator that voted for the attested hash; a
         copy that is missing or wrong is logged with the validator's name and the next one is taken.
-        In sealed mode the accepted uploads themselves are fetched.
+        In sealed mode the accepted uploads themselves are fetched; one that IPFS does not find is
+        asked for again for `MISSING_SEC` before it is left out.
 
         Parameters
         ----------
@@ -892,7 +907,12 @@ class Owner:
         evidence = self.evidence(found)
         updates: list[npt.NDArray[np.uint16]] = []
         left_out: list[str] = []
-        for member in self._accepted(found.version):
+        waiting = deque(self._accepted(found.version))
+        wait_until: dict[str, float] = {}  # for those that were not found
+        while waiting:
+            member = waiting.popleft()
+            if member.account in wait_until:
+                time.sleep(STUCK_SEC)
             try:
                 codes = open_update(
                     self.store.get(member.upload_cid, bytes_max=ENVELOPE_BYTES_MAX),
@@ -905,6 +925,15 @@ class Owner:
             except StoreUnavailableError:
                 raise
             except (StoreError, EnvelopeError, CodecError) as exc:
+                # A node says the same of what nobody has and of what it did not find in time.
+                if isinstance(exc, BlobMissingError):
+                    now = time.monotonic()
+                    if member.account not in wait_until:
+                        wait_until[member.account] = now + MISSING_SEC
+                        self._warn("trying_again", found.version, sender=member.account, reason=exc)
+                    if now < wait_until[member.account]:
+                        waiting.append(member)
+                        continue
                 self._warn("left_out", found.version, sender=member.account, reason=exc)
                 left_out.append(f"{member.account} is left out: {exc}")
                 continue
@@ -964,7 +993,7 @@ class Owner:
         until = time.monotonic() + timeout_sec
         before = read()
         while True:
-            target = self.chain.get_info().head_block + PENDING_BLOCKS
+            target = self.chain.get_confirmed().head_block + PENDING_BLOCKS
             self.chain.wait_until(
                 partial(self._is_irreversible, target),
                 timeout_sec=max(0.0, until - time.monotonic()),
@@ -976,7 +1005,7 @@ class Owner:
             before = after
 
     def _is_irreversible(self, block: int) -> bool:
-        return self.chain.get_info().irreversible_block >= block
+        return self.chain.get_confirmed().irreversible_block >= block
 
     def exists(self) -> bool:
         """Whether the task is on chain."""
@@ -1037,17 +1066,6 @@ class Owner:
                 if time.monotonic() >= until:
                     raise
             self.chain.send(result.body)
-
-
-def _load_key(account: str, key: PrivateKey | str | os.PathLike[str]) -> PrivateKey:
-    if isinstance(key, PrivateKey):
-        return key
-    if isinstance(key, str) and key.startswith(("PVT_K1_", "5")) and not Path(key).exists():
-        return PrivateKey.from_string(key)
-    holder, found = load_key_file(key)
-    if holder != account:
-        raise ConfigError(f"{os.fspath(key)}: expected the key of {account}, it is {holder}'s")
-    return found
 
 
 def _readers(members: Iterable[Member]) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import stat
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from gradledger.codec import Codec
 from gradledger.errors import ConfigError, PaillierError
+from gradledger.files import write_new
 from gradledger.paillier import BITS_DEFAULT, BITS_MAX, BITS_MIN, PaillierPublicKey, engines
 
 PRIMALITY_ROUNDS = 40
@@ -184,12 +186,7 @@ class PaillierPrivateKey:
         """
         fields = {"format": 1, "kind": "paillier", "p": f"{self._p:x}", "q": f"{self._q:x}"}
         try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "w", encoding="ascii") as file:
-                os.fchmod(handle, 0o600)
-                json.dump(fields, file)
-                file.flush()
-                os.fsync(handle)
+            write_new(Path(path), json.dumps(fields).encode())
         except OSError as exc:
             raise ConfigError(f"{path}: cannot write the Paillier key: {exc.strerror}") from exc
 

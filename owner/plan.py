@@ -12,15 +12,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
+from zlib import error as ZlibError
 
 import numpy as np
 
-from gradledger.chain.names import Asset, check_account
+from gradledger.chain.names import AMOUNT_MAX, Asset, check_account
 from gradledger.codec import CODE_MAX, SLOT_BITS_MAX, SLOT_BITS_MIN
 from gradledger.errors import ConfigError, GradledgerError
 from gradledger.models import POINTS_MAX, architecture_from, load_validation_set
 from gradledger.privacy import Privacy
 from gradledger.target import Target, quantile_edges
+from gradledger.text import check_text
+from gradledger.validation import CLASSES_MAX
 
 __all__ = ["Plan", "load_data", "load_plan", "scaled", "slot_bits_for"]
 
@@ -28,8 +32,14 @@ PLAN_BYTES_MAX = 1 << 20
 DATA_BYTES_MAX = 1 << 30
 ROUNDS_MAX = 100_000
 E6 = 1_000_000
+# Of the contract.
 BAR_ROUNDS_MAX = 10_000
 PHASE_SEC_MAX = 30 * 86_400
+ERRORS_MAX = 64
+VALIDATORS_MAX = 32
+SUM_MIN = 3
+UINT16_MAX = 2**16 - 1
+UINT32_MAX = 2**32 - 1
 
 MODES = ("paillier", "sealed")
 RULES = ("trend", "threshold", "either", "both", "gain")
@@ -187,6 +197,9 @@ class Plan:
             if isinstance(value, str) or not all(isinstance(item, str) for item in value):
                 raise ConfigError(f"plan: {name}: expected a list of texts")
             object.__setattr__(self, name, tuple(value))
+        check_text("plan: description", self.description)
+        for text in self.class_names:
+            check_text("plan: class_names", text)
         for name in (self.task, self.token_contract, *self.devices, *self.validators):
             check_account(name)
         network = architecture_from(self.architecture)
@@ -207,6 +220,8 @@ class Plan:
             raise ConfigError(
                 f"plan: class_names: expected {count}{what}, got {len(self.class_names)}"
             )
+        if count > CLASSES_MAX:
+            raise ConfigError(f"plan: expected at most {CLASSES_MAX} classes, got {count}")
         if len({*self.devices, *self.validators}) != len(self.devices) + len(self.validators):
             raise ConfigError("plan: an account is device or validator, and once")
         _check_choice("mode", self.mode, MODES)
@@ -219,10 +234,26 @@ class Plan:
         _check_choice("silence", self.silence, SILENCES)
         _check_choice("validators_kind", self.validators_kind, VALIDATOR_KINDS)
         _check_choice("initial", self.initial, INITIALS)
+        # A sealed task gives out no sum; what its `sum_min` says has no effect.
+        is_summed = self.mode == "paillier"
+        _check_int("sum_min", self.sum_min, SUM_MIN if is_summed else 0, UINT16_MAX)
         if self.devices_max == 0:
             object.__setattr__(self, "devices_max", max(len(self.devices), self.sum_min))
         _check_int("rounds", self.rounds, 1, ROUNDS_MAX)
-        _check_int("devices_max", self.devices_max, 1, 65_535)
+        _check_int("devices_max", self.devices_max, 1, UINT16_MAX)
+        if is_summed:
+            _check_int("sum_min", self.sum_min, SUM_MIN, self.devices_max)
+        for name, most in (("devices", self.devices_max), ("validators", VALIDATORS_MAX)):
+            count = len(getattr(self, name))
+            if count > most:
+                raise ConfigError(f"plan: {name}: expected at most {most}, got {count}")
+        _check_int("errors_max", self.errors_max, 2, ERRORS_MAX)
+        _check_int("cost_max", self.cost_max, 1, UINT32_MAX)
+        _check_int("close_after", self.close_after, 0, UINT16_MAX)
+        _check_int("epochs", self.epochs, 1, UINT16_MAX)
+        _check_int("batch_size", self.batch_size, 1, UINT16_MAX)
+        is_gain = self.rule == "gain"  # two doubts at least, and one error more
+        _check_int("measures", self.measures, 1 + is_gain, self.errors_max - is_gain)
         _check_int("points_per_class", self.points_per_class, 1, POINTS_MAX)
         _check_int("devices_min", self.devices_min, 0, self.devices_max)
         _check_int("join_sec", self.join_sec, 0, 30 * 86_400)
@@ -234,6 +265,10 @@ class Plan:
         _check_int("reveal_sec", self.reveal_sec, 0, PHASE_SEC_MAX)
         for name in ("clip", "tau", "eta", "rate", "lot", "norm_max"):
             scaled(name, getattr(self, name))
+        if not scaled("clip", self.clip):
+            raise ConfigError(f"plan: clip: expected at least 0.000001, got {self.clip!r}")
+        if scaled("tau", self.tau) > E6 + 1:
+            raise ConfigError(f"plan: tau: expected at most 1.000001, got {self.tau!r}")
         if self.lot > 1:
             raise ConfigError(f"plan: lot: expected a share from 0 to 1, got {self.lot!r}")
         if self.lot and self.mode == "sealed":
@@ -242,6 +277,15 @@ class Plan:
             )
         if len({self.symbol_of(name) for name in ("deposit", "price", "budget")}) != 1:
             raise ConfigError("plan: deposit, price and budget: expected one token symbol")
+        for name, least in (("deposit", 0), ("price", 1), ("budget", 0)):
+            amount = self.amount(name)
+            if amount.amount < least:
+                wanted = Asset(least, amount.symbol)
+                raise ConfigError(f"plan: {name}: expected at least {wanted}, got {amount}")
+        if self.cost_max * self.amount("price").amount > AMOUNT_MAX:
+            raise ConfigError(
+                f"plan: cost_max: {self.cost_max} x {self.price} is more than an asset can hold"
+            )
         slot_bits_for(self.devices_max)
         if self.privacy is not None:
             self._check_privacy(self.privacy)
@@ -447,14 +491,22 @@ def load_data(path: Path, *, regression: bool = False) -> tuple[np.ndarray, np.n
             raise ConfigError(f"{path}: expected at most {DATA_BYTES_MAX} bytes")
         if path.suffix != ".npz":
             return load_validation_set(path.read_bytes(), regression=regression)
-        with np.load(path, allow_pickle=False) as arrays:
-            y = np.asarray(arrays["y"], np.float32 if regression else np.int64)
-            if not np.isfinite(y).all():
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            given = arrays["y"]
+            if given.dtype.kind not in "biuf":
+                raise ConfigError(f"{path}: y: expected numbers, got {given.dtype}")
+            with np.errstate(invalid="ignore", over="ignore"):
+                y = given.astype(np.float32 if regression else np.int64)
+            if regression and not np.isfinite(y).all():
                 raise ConfigError(f"{path}: y: expected finite numbers")
+            if not regression and (y != given).any():
+                wrong = given[y != given].flat[0]
+                raise ConfigError(f"{path}: y: expected whole numbers, the classes, got {wrong}")
             return np.asarray(arrays["x"], np.float32), y
     except ConfigError:
         raise
-    except (OSError, KeyError, ValueError) as exc:
+    # A truncated or damaged file: numpy lets the errors of its readers through.
+    except (OSError, KeyError, ValueError, TypeError, EOFError, BadZipFile, ZlibError) as exc:
         raise ConfigError(f"{path}: expected arrays x and y: {exc}") from exc
 
 

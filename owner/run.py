@@ -47,7 +47,6 @@ from gradledger.errors import (
 )
 from gradledger.logs import say
 from gradledger.models import Model
-from gradledger.outbox import Outbox
 from gradledger.phases import barred
 from owner.errors import SumUnusableError, WaitTimeoutError
 from owner.evaluation import quality
@@ -331,8 +330,7 @@ class _Training:
         def deposited() -> int:
             return self._owner.escrow().deposited
 
-        holder = f"{self._owner.account}, owner of {self._owner.task}"
-        with closing(Outbox(self._state.outbox_path, holder=holder)) as outbox:
+        with closing(self._owner.open_deposits(self._state.outbox_path)) as outbox:
             self._owner.finish_deposits(outbox)
             if deposited() >= wanted.amount:
                 return

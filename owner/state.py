@@ -10,8 +10,8 @@ DIR/outbox/deposits.db      deposits on their way
 DIR/lock                    held while a process works here
 ```
 
-Each file is written beside its place, synced and renamed into it, so that it is there whole or not
-at all. Everything but `plan.json` can be had again from the chain and from IPFS.
+Each file is there whole or not at all, see `gradledger.files`. Everything but `plan.json` can be
+had again from the chain and from IPFS.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from pathlib import Path
 from typing import Any
 
 from gradledger.errors import ConfigError, GradledgerError
+from gradledger.files import remove_unfinished, write_atomically
 from gradledger.models import Model
 from owner.errors import StateBusyError
 
-__all__ = ["StateDir", "write_atomically"]
+__all__ = ["StateDir"]
 
 JSON_BYTES_MAX = 16 * 2**20
 MODEL_BYTES_MAX = 2**28 + 2**20
+FOLDERS = ("models", "published", "reports")
 
 
 class StateDir:
@@ -47,7 +49,7 @@ class StateDir:
         self.path = Path(path)
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for name in ("models", "published", "reports"):
+            for name in FOLDERS:
                 (self.path / name).mkdir(mode=0o700, exist_ok=True)
         except OSError as exc:
             raise ConfigError(f"{self.path}: cannot make the state directory: {exc}") from exc
@@ -63,6 +65,8 @@ class StateDir:
         ------
         StateBusyError
             Another process holds it.
+        ConfigError
+            It cannot be written.
         """
         handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -72,6 +76,8 @@ class StateDir:
                 raise StateBusyError(
                     f"{self.path}: another process carries this training on; wait for it or stop it"
                 ) from None
+            for folder in (self.path, *(self.path / name for name in FOLDERS)):
+                remove_unfinished(folder)
             yield self
         finally:
             os.close(handle)
@@ -171,41 +177,6 @@ class StateDir:
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         write_atomically(self.path / name, text.encode())
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all, whenever the process or the machine stops.
-
-    Parameters
-    ----------
-    path : Path
-        Replaced where it exists; mode 0600.
-    data : bytes
-
-    Raises
-    ------
-    ConfigError
-        The directory cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as exc:
-        try:
-            temporary.unlink(missing_ok=True)
-        except OSError:
-            pass
-        raise ConfigError(f"{path}: cannot be written: {exc.strerror}") from exc
 
 
 def _name(folder: str, version: int, suffix: str) -> str:

@@ -24,6 +24,7 @@ from gradledger.chain.permissions import (
 )
 from gradledger.chain.transaction import Action
 from gradledger.errors import ConfigError, NodeAnswerError
+from gradledger.files import make_folder
 
 __all__ = ["Standing", "check", "load_cosign_key", "revoke", "setup"]
 
@@ -101,7 +102,7 @@ def setup(
     if path.exists():
         cosign = load_cosign_key(path, account)
     else:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(path.parent)
         cosign = PrivateKey.generate()
         save_key_file(path, account, cosign)  # on disk before it is used
     if cosign == key:

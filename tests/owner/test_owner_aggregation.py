@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from gradledger import envelope
+from gradledger.chain.contract import UploadState, VerdictCode
+from gradledger.chain.keys import PrivateKey
 from gradledger.codec import Codec
-from gradledger.errors import CodecError, EnvelopeError, NotAReaderError, PaillierError
+from gradledger.errors import (
+    BlobMissingError,
+    CodecError,
+    EnvelopeError,
+    NotAReaderError,
+    PaillierError,
+)
 from gradledger.models import Model
 from gradledger.paillier import sum_payload
+from gradledger.store import Store
+from owner import owner as owner_module
 from owner.aggregation import Expected, apply_mean, open_sum, open_update, sum_codes
+from owner.owner import Owner
 from owner.paillier_key import PaillierPrivateKey
 
 ARCHITECTURE = {"kind": "mlp", "layers": [3, 2], "activation": "relu"}
@@ -185,6 +197,51 @@ def test_a_sealed_update_is_checked_against_hash_and_header():
         read(update_envelope(codes, sender="phone2"))
     with pytest.raises(EnvelopeError, match="version: expected 3, got 4"):
         read(update_envelope(codes, version=4))
+
+
+@pytest.mark.parametrize("misses", [3, None])
+def test_an_update_that_is_not_found_is_asked_for_again(monkeypatch, misses):
+    """`misses`: how often the store says so before it has the second update; None: for ever."""
+    monkeypatch.setattr(owner_module, "STUCK_SEC", 0.0)
+    monkeypatch.setattr(owner_module, "MISSING_SEC", 60.0 if misses else 0.1)
+    deltas = [np.full(8, 0.5), np.full(8, -0.25)]
+    blobs, asked = {}, []
+    members = []
+    for number, delta in enumerate(deltas):
+        name, cid = f"phone{number + 1}", f"cid{number + 1}"
+        blobs[cid] = update_envelope(CODEC.quantise(delta), sender=name)
+        digest = hashlib.sha256(blobs[cid]).digest()
+        state = {"upload_state": UploadState.PAID, "upload_reason": VerdictCode.ACCEPT}
+        members.append(
+            SimpleNamespace(
+                account=name, upload_version=3, upload_cid=cid, upload_hash=digest, **state
+            )
+        )
+
+    def get(cid: str, *, bytes_max: int) -> bytes:
+        asked.append(cid)
+        if cid == "cid2" and (misses is None or asked.count(cid) <= misses):
+            raise BlobMissingError("cat cid2: context deadline exceeded")
+        return blobs[cid]
+
+    store = Store()
+    monkeypatch.setattr(store, "get", get)
+    owner = Owner(
+        "owner", task="digits", key=PrivateKey.generate(), chain="http://127.0.0.1:1", store=store
+    )
+    monkeypatch.setattr(owner, "_secret", SECRET)
+    monkeypatch.setattr(owner, "members", lambda: members)
+    monkeypatch.setattr(owner, "evidence", lambda found: "ab")
+    base = Model.random_normal(ARCHITECTURE, 1)
+    found = SimpleNamespace(version=3, eta_e6=1_000_000)
+    result = owner._aggregate_sealed(found, base, Expected("digits", 3, CODEC, bytes(32)))
+    used = deltas if misses else deltas[:1]
+    assert result.updates == len(used) and asked.count("cid1") == 1
+    assert np.abs(result.model.vector - base.vector - np.mean(used, axis=0)).max() < 1e-3
+    if misses:
+        assert result.note == "" and asked.count("cid2") == misses + 1
+    else:
+        assert result.note.startswith("phone2 is left out: cat cid2") and asked.count("cid2") > 1
 
 
 def test_the_sum_of_many_codes_does_not_wrap():

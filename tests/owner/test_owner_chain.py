@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from gradledger.chain.client import ChainClient, ChainInfo, PushResult
+from gradledger.chain.contract import RoundState, UploadState
 from gradledger.chain.keys import PrivateKey
-from gradledger.errors import IrreversibilityTimeout, TransactionExpiredError
+from gradledger.errors import (
+    ContractError,
+    IrreversibilityTimeout,
+    NodeAnswerError,
+    TransactionExpiredError,
+)
 from gradledger.store import Store
 from owner import owner as owner_module
+from owner.errors import WaitTimeoutError
 from owner.owner import SIGNATURES_MAX, Owner
 
 
@@ -42,6 +50,8 @@ class Script(ChainClient):
     def get_info(self) -> ChainInfo:
         self.blocks += 1
         return ChainInfo("", "", self.blocks, 0, self.blocks - 1, "")
+
+    get_confirmed = get_info
 
 
 def make_owner(client: ChainClient) -> Owner:
@@ -83,3 +93,36 @@ def test_what_was_read_is_read_again_until_it_stays():
     assert owner.wait_irreversible(lambda: next(values)) == 2
     with pytest.raises(IrreversibilityTimeout):
         owner.wait_irreversible(lambda: next(values), timeout_sec=0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "raised"),
+    [
+        (ContractError("no_thanks", "the device refuses the money"), WaitTimeoutError),
+        (NodeAnswerError("tx_net_usage_exceeded: no NET left"), NodeAnswerError),
+    ],
+)
+def test_the_wait_for_a_phase_is_bounded_once_it_is_overdue(monkeypatch, fault, raised):
+    monkeypatch.setattr(owner_module, "STUCK_SEC", 0.02)
+    owner = make_owner(Script())
+    ends = {"deadline": 40, "verdict_deadline": 50, "audit_deadline": 0, "sum_deadline": 0}
+    counts = {"pending": 1, "held": 0, "drawn": 0}
+    found = SimpleNamespace(version=1, state=RoundState.VERIFYING, **ends, **counts)
+    row = SimpleNamespace(
+        account="phone1", upload_version=1, upload_state=UploadState.PENDING, opening_cid=""
+    )
+    pushed = []
+
+    def push(actions: Any) -> None:
+        pushed.append(actions)
+        assert len(pushed) < 500, "it never ends"
+        raise fault
+
+    monkeypatch.setattr(owner, "round", lambda version: found)
+    monkeypatch.setattr(owner, "chain_time", lambda: 100)
+    monkeypatch.setattr(owner, "_push", push)
+    monkeypatch.setattr(owner.contract, "members", lambda task: iter([row]))
+    monkeypatch.setattr(owner.contract, "push", lambda *_, **__: "push")
+    with pytest.raises(raised):
+        owner.wait_verdicts(1, timeout_sec=0.5)
+    assert pushed

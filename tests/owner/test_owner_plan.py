@@ -63,6 +63,29 @@ def test_defaults_follow_from_the_rest():
         ({"audit_sec": 0}, "audit_sec: expected 1..2592000, got 0"),
         ({"norm_max": -1.0}, "norm_max: expected a number"),
         ({"colour": "red"}, "unknown field colour"),
+        ({"description": "digits\npaid twice"}, "one line without control .* got U\\+000A"),
+        ({"class_names": ["a", "b", "\x1b[8m"]}, "class_names: expected one line"),
+        # what the contract refuses, some of it once the money is paid in
+        ({"errors_max": 1}, "errors_max: expected 2..64, got 1"),
+        ({"errors_max": 65}, "errors_max: expected 2..64, got 65"),
+        ({"cost_max": 0}, "cost_max: expected 1..4294967295, got 0"),
+        ({"sum_min": 2}, "sum_min: expected 3..65535, got 2"),
+        ({"sum_min": 100, "devices_max": 5}, "sum_min: expected 3..5, got 100"),
+        ({"devices": list("abcd"), "devices_max": 3}, "devices: expected at most 3, got 4"),
+        ({"validators": [f"val{a}{b}" for a in "12345" for b in "abcdefg"]}, "at most 32, got 35"),
+        ({"architecture": {"kind": "mlp", "layers": [4, 65], "activation": "relu"}}, "at most 64"),
+        ({"close_after": -1}, "close_after: expected 0..65535, got -1"),
+        ({"epochs": 0}, "epochs: expected 1..65535, got 0"),
+        ({"batch_size": 65_536}, "batch_size: expected 1..65535, got 65536"),
+        ({"measures": 0}, "measures: expected 1..64, got 0"),
+        ({"measures": 9, "errors_max": 8}, "measures: expected 1..8, got 9"),
+        ({"measures": 8, "errors_max": 8, "rule": "gain"}, "measures: expected 2..7, got 8"),
+        ({"clip": 1e-7}, "clip: expected at least 0.000001"),
+        ({"tau": 1.1}, "tau: expected at most 1.000001, got 1.1"),
+        ({"deposit": "-1.0000 TOK"}, "deposit: expected at least 0.0000 TOK, got -1.0000 TOK"),
+        ({"budget": "-0.0001 TOK"}, "budget: expected at least 0.0000 TOK, got -0.0001 TOK"),
+        ({"price": "0.0000 TOK"}, "price: expected at least 0.0001 TOK, got 0.0000 TOK"),
+        ({"price": "400000000.0000 TOK", "cost_max": 2_000_000}, "more than an asset can hold"),
     ],
 )
 def test_refused_plans(changes, message):
@@ -203,6 +226,29 @@ def test_points_from_npz_and_safetensors(tmp_path):
     np.savez(tmp_path / "b.npz", x=x)
     with pytest.raises(ConfigError, match="expected arrays x and y"):
         load_data(tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize("y", [[0.7, 1.9, 2.0], [0, 1, np.nan], ["0", "1", "2"], [0, 1, 2**63]])
+def test_classes_are_whole_numbers(tmp_path, y):
+    np.savez(tmp_path / "a.npz", x=np.eye(3), y=np.array(y))
+    with pytest.raises(ConfigError, match=r"y: expected .*numbers"):
+        load_data(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", x=np.eye(3), y=np.array([0.0, 1.0, 2.0]))
+    assert load_data(tmp_path / "a.npz")[1].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_a_damaged_file_is_an_error(tmp_path, is_compressed):
+    path = tmp_path / "a.npz"
+    rng = np.random.default_rng(1)
+    (np.savez_compressed if is_compressed else np.savez)(path, x=rng.normal(size=99), y=np.eye(9))
+    whole = path.read_bytes()
+    spoilt = bytearray(whole)
+    spoilt[100:120] = bytes(20)  # inside the first array, the file's directory is intact
+    for data in (bytes(spoilt), whole[: len(whole) // 2], whole[:1], b""):
+        path.write_bytes(data)
+        with pytest.raises(ConfigError, match="expected arrays x and y"):
+            load_data(path)
 
 
 def test_points_are_never_unpickled(tmp_path):

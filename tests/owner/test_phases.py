@@ -187,6 +187,29 @@ def test_nothing_moves_where_nobody_can_be_paid():
     assert chain.sent == 6
 
 
+@pytest.mark.parametrize("is_actor", [False, True])
+def test_an_actor_without_resources_is_told_from_a_device_that_uses_them_up(is_actor):
+    chain = Chain(4, {0, 2})
+    chain.waiting = set(chain.stuck)
+    sent: list[Any] = []
+
+    def send(action: Any) -> None:
+        sent.append(action)
+        limit, start = action
+        if is_actor or limit > 1 or start in chain.stuck:
+            raise NodeAnswerError("tx_cpu_usage_exceeded")
+
+    def push() -> bool:
+        return push_on(chain, "digits", DRAWING, 0, "owner", send)  # type: ignore[arg-type]
+
+    if is_actor:
+        with pytest.raises(NodeAnswerError, match="tx_cpu_usage_exceeded"):
+            push()
+    else:
+        assert not push()
+    assert sent[-1] == (1, chain.names[1])  # a push that pays nobody
+
+
 def test_whoever_comes_second_is_told_so():
     chain = Chain(3, set())
     calls = []

@@ -212,6 +212,8 @@ TERMS = {
         ((http(b"1" * 70_000),), "an answer of over 65536 bytes"),
         ((http([]),), "expected a payer's terms, got something else"),
         ((http({**TERMS, "account": "Payer"}),), "expected a payer's terms, got something else"),
+        ((http({**TERMS, "cpu_ms_max": float("inf")}),), "cpu_ms_max: expected an integer"),
+        ((http({**TERMS, "net_words_max": "128"}),), "expected an integer, got '128'"),
         ((http({**TERMS, "cpu_ms_max": 256}),), "a bound of theirs is out of range"),
         ((http({**TERMS, "net_words_max": 0}),), "a bound of theirs is out of range"),
         ((http({**TERMS, "expiration_sec_max": 5}),), "a bound of theirs is out of range"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -17,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradledger.chain.contract import FedLearning, Role, Round, RoundState, Task
+from gradledger.cli_parts import CHECK_CODES, USAGE, account_name, task_name, whole_number
 from gradledger.errors import (
+    BadFieldError,
     ConfigError,
     EnvelopeError,
     IrreversibilityTimeout,
     ModelError,
-    NodeError,
     NotAReaderError,
-    StoreError,
     ValidationSetError,
 )
 from gradledger.places import add_places, find_places
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SetReport", "check_set"]
 
-HOLDS, WRONG, UNREACHED = 0, 1, 3
+HOLDS, WRONG = 0, 1
 SET_BYTES_MAX = 2**26 + 2**21
 BLOCKS_AT_ONCE = 2_000  # read back between two looks whether all is found
 
@@ -50,8 +49,8 @@ The set is read with the key of its device, or of a validator that it was sealed
 round than the device's newest, the record of the set is looked for in the blocks.
 
 exit codes: 0 the set was drawn by the round's block and is in the committed root; 1 it was not, and
-it is said what was expected and what came, or it cannot be read; 2 wrong usage; 3 a node or IPFS
-does not answer
+it is said what was expected and what came, or it cannot be read; 2 wrong usage, or there is no such
+task, round, set, key file or network; 3 a node or IPFS does not answer
 """
 
 
@@ -295,37 +294,35 @@ def add_commands(subparsers: Any) -> None:
         epilog=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("task", metavar="TASK")
-    parser.add_argument("--device", required=True, metavar="NAME")
-    parser.add_argument("--version", type=int, required=True, metavar="K", help="round, from 1 on")
+    parser.add_argument("task", type=task_name, metavar="TASK")
+    parser.add_argument("--device", type=account_name, required=True, metavar="NAME")
+    parser.add_argument(
+        "--version", type=whole_number(1), required=True, metavar="K", help="round, from 1 on"
+    )
     parser.add_argument(
         "--key", type=Path, required=True, metavar="FILE", help="key file of who reads the set"
     )
     add_places(parser, store=True)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.set_defaults(func=_run)
+    parser.set_defaults(func=_run, exit_codes={**CHECK_CODES, BadFieldError: USAGE})
 
 
 def _run(args: argparse.Namespace) -> int:
     from gradledger.chain.keys import load_key_file
 
-    account, key = load_key_file(args.key)
+    reader, key = load_key_file(args.key)
     places = find_places(args)
     if places.store is None:
         raise ConfigError("expected --home DIR, or --store ADDR")
-    try:
-        report = check_set(
-            FedLearning(places.chain, places.contract),
-            places.store,
-            args.task,
-            device=args.device,
-            version=args.version,
-            account=account,
-            key=key,
-        )
-    except (NodeError, StoreError) as error:
-        print(f"gradledger: could not be checked: {error}", file=sys.stderr)
-        return UNREACHED
+    report = check_set(
+        FedLearning(places.chain, places.contract),
+        places.store,
+        args.task,
+        device=args.device,
+        version=args.version,
+        account=reader,
+        key=key,
+    )
     if args.json:
         print(json.dumps(asdict(report), indent=2))
     else:

@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 done, 1 failed (the message says what to do next), 2 wrong usage.
+        0 done, 1 failed (the message says what to do next), 2 wrong usage; a command's own
+        `exit_codes` say more.
     """
     arguments = _joined(sys.argv[1:] if argv is None else argv)
     parser = _parser(arguments)
@@ -57,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(args.func(args) or 0)
     except GradledgerError as exc:
         print(f"gradledger: {exc}", file=sys.stderr)
-        return 1
+        codes = getattr(args, "exit_codes", {})
+        return next((code for kind, code in codes.items() if isinstance(exc, kind)), 1)
     except BrokenPipeError:
         # Whoever read our output has seen enough; keep the interpreter from writing more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

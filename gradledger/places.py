@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gradledger.cli_parts import account_name
 from gradledger.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,6 +28,28 @@ class Places:
     contract: str
 
 
+def default_home() -> Path:
+    """Return where a network is looked for that no flag names: $GRADLEDGER_HOME or .gradledger."""
+    return Path(os.environ.get("GRADLEDGER_HOME", HOME_DEFAULT))
+
+
+def add_home(place: argparse._ArgumentGroup) -> None:
+    """Add ``--home``; see `find_home`."""
+    place.add_argument(
+        "--home",
+        type=Path,
+        metavar="DIR",
+        help="a network of `gradledger up`; without --chain the default is "
+        f"{default_home()} ($GRADLEDGER_HOME)",
+    )
+
+
+def find_home(args: argparse.Namespace) -> Path | None:
+    """Return ``--home``, or its default; None where the chain is given by address alone."""
+    given: Path | None = args.home
+    return default_home() if given is None and args.chain is None else given
+
+
 def add_places(parser: argparse.ArgumentParser, *, store: bool = False) -> None:
     """Add ``--chain``, ``--home``, ``--contract`` and, if asked for, ``--store``."""
     place = parser.add_argument_group("where")
@@ -37,15 +60,10 @@ def add_places(parser: argparse.ArgumentParser, *, store: bool = False) -> None:
             metavar="ADDR",
             help=f"IPFS, such as /ip4/127.0.0.1/tcp/5001; '{NO_STORE}': look at no blob",
         )
-    place.add_argument("--contract", metavar="ACCOUNT", help="default fedlearning")
-    default = os.environ.get("GRADLEDGER_HOME", HOME_DEFAULT)
     place.add_argument(
-        "--home",
-        type=Path,
-        default=Path(default),
-        metavar="DIR",
-        help=f"without --chain: a network of `gradledger up` (default {default})",
+        "--contract", type=account_name, metavar="ACCOUNT", help="default fedlearning"
     )
+    add_home(place)
 
 
 def find_places(args: argparse.Namespace, *, timeout: Timeout | None = None) -> Places:
@@ -71,7 +89,7 @@ def find_places(args: argparse.Namespace, *, timeout: Timeout | None = None) -> 
         from gradledger.localnet.network import Network
 
         try:
-            info = Network.load(args.home).info()
+            info = Network.load(args.home or default_home()).info()
         except ConfigError as error:
             raise ConfigError(f"{error}; or give --chain URL") from None
         chain, contract = info.chain_url, contract or info.contract

@@ -30,6 +30,7 @@ from gradledger.chain.contract import (
     VerdictCode,
 )
 from gradledger.chain.names import Asset
+from gradledger.cli_parts import task_name
 from gradledger.errors import ConfigError, NodeAnswerError, NodeError
 from gradledger.phases import (
     barred,
@@ -254,7 +255,7 @@ def add_commands(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    watch.add_argument("task", metavar="TASK")
+    watch.add_argument("task", type=task_name, metavar="TASK")
     add_places(watch)
     watch.add_argument(
         "--interval",

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradledger import logs
+from gradledger.cli_parts import (
+    account_name,
+    account_names,
+    positive_amount,
+    readable,
+    task_name,
+    whole_number,
+)
 from gradledger.errors import ConfigError, StoreError
+from gradledger.places import add_home, find_home
 
 if TYPE_CHECKING:
     from gradledger.chain.contract import Round, Task
@@ -46,8 +55,8 @@ or all of it, to be stopped and started again at any point:
 Devices without CPU and NET, on a chain that counts them:
   gradledger owner payer --help
 
-Every command takes --home DIR (a network of `gradledger up`) or --chain URL --store ADDR
---key-file FILE. What the chain does not hold lies in --state DIR.
+Every command works on the network of `gradledger up` here, on that of --home DIR, or on --chain URL
+--store ADDR with --key-file FILE. What the chain does not hold lies in --state DIR.
 """
 
 _PLAN_HELP = """\
@@ -93,22 +102,24 @@ def add_commands(subparsers: Any) -> None:
     create.add_argument("--plan", type=Path, required=True, metavar="FILE")
 
     admit = _command(commands, "admit", _admit, "admit accounts as devices or validators")
-    admit.add_argument("--devices", type=_names, default=[], metavar="A,B,...")
-    admit.add_argument("--validators", type=_names, default=[], metavar="A,B,...")
+    admit.add_argument("--devices", type=account_names, default=[], metavar="A,B,...")
+    admit.add_argument("--validators", type=account_names, default=[], metavar="A,B,...")
 
     for name, action, text in (
         ("deposit", _deposit, "pay into the task's escrow"),
         ("withdraw", _withdraw, "take back what no open round may need"),
     ):
         money = _command(commands, name, action, text)
-        money.add_argument("quantity", metavar="AMOUNT", help='such as "100.0000 TOK"')
+        money.add_argument(
+            "quantity", type=positive_amount, metavar="AMOUNT", help='such as "100.0000 TOK"'
+        )
 
     publish = _command(
         commands, "publish", _publish, "seal the model of a round and put it on IPFS"
     )
     _add_version(publish)
     publish.add_argument(
-        "--model", type=Path, metavar="FILE", help="safetensors; default: the one in --state"
+        "--model", type=readable, metavar="FILE", help="safetensors; default: the one in --state"
     )
     publish.add_argument("--plan", type=Path, metavar="FILE", help="draws T_0 where there is none")
 
@@ -118,7 +129,7 @@ def add_commands(subparsers: Any) -> None:
     _add_version(issue)
     issue.add_argument(
         "--validation",
-        type=Path,
+        type=readable,
         required=True,
         metavar="FILE",
         help=".npz or safetensors, x and y",
@@ -141,8 +152,10 @@ def add_commands(subparsers: Any) -> None:
         _add_version(_command(commands, name, action, text))
 
     evaluate = _command(commands, "evaluate", _evaluate, "measure a model on test data")
-    evaluate.add_argument("--version", type=int, required=True, metavar="K", help="of model T_K")
-    evaluate.add_argument("--test", type=Path, required=True, metavar="FILE", help="x and y")
+    evaluate.add_argument(
+        "--version", type=whole_number(0), required=True, metavar="K", help="of model T_K"
+    )
+    evaluate.add_argument("--test", type=readable, required=True, metavar="FILE", help="x and y")
 
     _command(commands, "status", _status, "show the task, its money, members and rounds")
 
@@ -175,13 +188,22 @@ def _command(
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=text, description=text[0].upper() + text[1:] + ".", **options
     )
-    parser.add_argument("--task", metavar="NAME", help="default: the plan's, or the only one")
+    parser.add_argument(
+        "--task", type=task_name, metavar="NAME", help="default: the plan's, or the only one"
+    )
     place = parser.add_argument_group("where")
-    place.add_argument("--home", type=Path, metavar="DIR", help="a network of `gradledger up`")
+    add_home(place)
     place.add_argument("--chain", metavar="URL,...", help="endpoints of nodes")
     place.add_argument("--store", metavar="ADDR", help="IPFS, such as /ip4/127.0.0.1/tcp/5001")
-    place.add_argument("--contract", metavar="ACCOUNT", help="default fedlearning")
-    place.add_argument("--account", metavar="NAME", help="an account of --home; default: its owner")
+    place.add_argument(
+        "--contract", type=account_name, metavar="ACCOUNT", help="default fedlearning"
+    )
+    place.add_argument(
+        "--account",
+        type=account_name,
+        metavar="NAME",
+        help="an account of --home; default: its owner",
+    )
     place.add_argument("--key-file", type=Path, metavar="FILE", help="the owner's Antelope key")
     place.add_argument(
         "--paillier-key", type=Path, metavar="FILE", help="default STATE/paillier.json"
@@ -206,11 +228,9 @@ def _logged(action: Any, args: argparse.Namespace) -> Any:
 
 
 def _add_version(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--version", type=int, required=True, metavar="K", help="round, from 1 on")
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    parser.add_argument(
+        "--version", type=whole_number(1), required=True, metavar="K", help="round, from 1 on"
+    )
 
 
 # ---- where the parts are ----------------------------------------------------------------------
@@ -223,7 +243,9 @@ def load_network(home: Path) -> dict[str, Any]:
         with open(path, "rb") as file:
             value = json.loads(file.read(NETWORK_BYTES_MAX))
     except OSError as exc:
-        raise ConfigError(f"{path}: {exc.strerror}; is `gradledger up --home` done?") from exc
+        raise ConfigError(
+            f"{path}: {exc.strerror}; is `gradledger up` done? Or give --home DIR or --chain URL"
+        ) from exc
     except (ValueError, RecursionError) as exc:
         raise ConfigError(f"{path}: expected JSON") from exc
     if not isinstance(value, dict):
@@ -240,29 +262,36 @@ def _plan_of(args: argparse.Namespace) -> Plan | None:
 
 def _connect(args: argparse.Namespace, metrics: Metrics | None = None) -> tuple[Owner, StateDir]:
     """Build the owner and its state directory from flags, network and plan."""
-    from gradledger.chain.keys import load_key_file
-    from owner.owner import Owner
     from owner.state import StateDir
 
-    network = load_network(args.home) if args.home is not None else {}
+    owner, where = _find(args, metrics)
+    return owner, StateDir(where)
+
+
+def _find(args: argparse.Namespace, metrics: Metrics | None = None) -> tuple[Owner, Path]:
+    """Build the owner, and tell where its state directory is or would be."""
+    from gradledger.chain.keys import load_key_file
+    from owner.owner import Owner
+
+    home = find_home(args)
+    network = load_network(home) if home is not None else {}
     chain = args.chain or network.get("chain")
     store = args.store or network.get("store")
     if not chain or not store:
         raise ConfigError("expected --home DIR, or --chain URL and --store ADDR")
     key_file = args.key_file
     if key_file is None:
-        if args.home is None:
+        if home is None:
             raise ConfigError("expected --home DIR or --key-file FILE")
         name = args.account or network.get("owner", "")
-        key_file = args.home / "keys" / f"{name}.json"
+        key_file = home / "keys" / f"{name}.json"
     account, key = load_key_file(key_file)
     contract = args.contract or network.get("contract") or "fedlearning"
     plan = _plan_of(args)
     task = args.task or (plan.task if plan is not None else _only_task(chain, contract, account))
     where = args.state
     if where is None:
-        where = args.home / "owner" / task if args.home is not None else Path(f"{task}.owner")
-    state = StateDir(where)
+        where = home / "owner" / task if home is not None else Path(f"{task}.owner")
     paillier = args.paillier_key or where / "paillier.json"
     owner = Owner(
         account,
@@ -274,7 +303,14 @@ def _connect(args: argparse.Namespace, metrics: Metrics | None = None) -> tuple[
         paillier_key=paillier if paillier.exists() or args.paillier_key else None,
         metrics=metrics,
     )
-    return owner, state
+    return owner, where
+
+
+def _found_state(where: Path) -> StateDir | None:
+    """Return a state directory for reading; None where there is none."""
+    from owner.state import StateDir
+
+    return StateDir(where) if where.is_dir() else None
 
 
 def _only_task(chain: Any, contract: str, account: str) -> str:
@@ -296,9 +332,10 @@ def _say(args: argparse.Namespace, text: str, **facts: Any) -> None:
 
 
 def _key(args: argparse.Namespace) -> None:
+    from gradledger.files import make_folder
     from owner.paillier_key import PaillierPrivateKey
 
-    args.out.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(args.out.parent)
     key = PaillierPrivateKey.generate(args.bits)
     key.save(args.out)
     print(f"{args.out}: Paillier key of {key.public.bits} bits, {key.public.key_hash.hex()}")
@@ -323,7 +360,9 @@ def _create(args: argparse.Namespace) -> None:
 
 
 def _admit(args: argparse.Namespace) -> None:
-    owner, _ = _connect(args)
+    if not args.devices and not args.validators:
+        raise ConfigError("expected --devices A,B,... or --validators A,B,...")
+    owner, _ = _find(args)
     devices = owner.admit_devices(args.devices)
     validators = owner.admit_validators(args.validators)
     text = ", ".join([*devices, *validators]) or "nobody, all were members"
@@ -331,13 +370,36 @@ def _admit(args: argparse.Namespace) -> None:
 
 
 def _deposit(args: argparse.Namespace) -> None:
-    owner, _ = _connect(args)
-    trx = owner.deposit(args.quantity)
-    _say(args, f"deposited {args.quantity}, transaction {trx}", transaction=trx)
+    """Pay in, unless an earlier deposit of this amount was left on its way: then that is it."""
+    from contextlib import closing
+
+    from gradledger.chain.names import Asset
+    from gradledger.outbox import State
+
+    owner, state = _connect(args)
+    amount = str(Asset.parse(args.quantity))
+    trx, earlier = "", []
+    with state.locked(), closing(owner.open_deposits(state.outbox_path)) as outbox:
+        for entry in owner.finish_deposits(outbox):
+            if entry.state is State.DONE:
+                assert entry.signed is not None
+                text = f"{entry.name}, begun before, has happened"
+                if not trx and entry.details["amount"] == amount:
+                    trx = entry.signed.trx_id
+            else:
+                text = f"{entry.name}, begun before, never happened: {entry.reason}"
+            earlier.append(text)
+            print(f"gradledger owner: {text}", file=sys.stderr)
+        is_earlier = bool(trx)
+        trx = trx or owner.deposit(amount, outbox=outbox)
+    text = f"deposited {amount}, transaction {trx}"
+    if is_earlier:
+        text += ", begun before; nothing else was paid"
+    _say(args, text, transaction=trx, earlier=earlier)
 
 
 def _withdraw(args: argparse.Namespace) -> None:
-    owner, _ = _connect(args)
+    owner, _ = _find(args)
     trx = owner.withdraw(args.quantity)
     _say(args, f"withdrew {args.quantity}, transaction {trx}", transaction=trx)
 
@@ -404,7 +466,7 @@ def _open(args: argparse.Namespace) -> None:
 
 
 def _close(args: argparse.Namespace) -> None:
-    owner, _ = _connect(args)
+    owner, _ = _find(args)
     owner.close_round(args.version)
     found = owner.round(args.version)
     _say(args, _describe(found), **_round_facts(found))
@@ -425,7 +487,7 @@ def _aggregate(args: argparse.Namespace) -> None:
 
 
 def _settle(args: argparse.Namespace) -> None:
-    owner, _ = _connect(args)
+    owner, _ = _find(args)
     found = owner.settle(args.version)
     _say(
         args,
@@ -440,8 +502,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     from owner.evaluation import quality
     from owner.plan import load_data
 
-    owner, state = _connect(args)
-    model = state.model(args.version)
+    owner, where = _find(args)
+    state = _found_state(where)
+    model = state.model(args.version) if state is not None else None
     if model is None:
         model = owner.fetch_model(args.version + 1)
     target = owner.card().target
@@ -480,11 +543,12 @@ def _named(facts: Mapping[str, Any]) -> list[str]:
     return told + [f"{who} gave no right sum: {why}" for who, why in facts["bad_copies"].items()]
 
 
-def _votes_of(found: Round, task: Task, state: StateDir) -> dict[str, Any]:
+def _votes_of(found: Round, task: Task, state: StateDir | None) -> dict[str, Any]:
     """Return who does not stand by a round's sum: from the chain, or as it was noted down."""
     from owner.aggregation import sum_votes
 
-    facts = _sum_facts(state.model_record(found.version) or {})
+    record = state.model_record(found.version) if state is not None else None
+    facts = _sum_facts(record or {})
     votes = sum_votes(found, task.terms)
     if votes is not None:
         facts |= {"outvoted": list(votes.outvoted), "silent": list(votes.silent)}
@@ -515,7 +579,8 @@ def _status(args: argparse.Namespace) -> None:
     from gradledger.chain.names import Asset
     from gradledger.phases import waits_for
 
-    owner, state = _connect(args)
+    owner, where = _find(args)
+    state = _found_state(where)
     task = owner.contract.task(owner.task)
     escrow = owner.escrow()
     rounds = list(owner.contract.rounds(owner.task))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from gradledger.errors import ConfigError
-
-HOME_DEFAULT = ".gradledger"
+from gradledger.places import default_home
 
 _UP = """\
 examples:
@@ -90,11 +88,11 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _add_home(parser: argparse.ArgumentParser) -> None:
-    default = os.environ.get("GRADLEDGER_HOME", HOME_DEFAULT)
+    default = default_home()
     parser.add_argument(
         "--home",
         type=Path,
-        default=Path(default),
+        default=default,
         metavar="DIR",
         help=f"folder of the network (default {default}; $GRADLEDGER_HOME)",
     )

@@ -60,6 +60,7 @@ KUBO_PORT = 5001
 START_TRIES_MAX = 5
 READY_SEC_MAX = 30.0
 PORT_WAIT_SEC = 3.0
+PORT_MAX = 65535
 ACCOUNTS_PER_TRANSACTION = 50
 
 # A network with limits: the rest of the accounts that it makes itself stays without a bound.
@@ -124,6 +125,11 @@ class Network:
         Where the search for free loopback ports begins.
     say : callable, optional
         Is told each step in a few words.
+
+    Raises
+    ------
+    ConfigError
+        A port is not one of 1 to 65535.
     """
 
     def __init__(
@@ -137,6 +143,9 @@ class Network:
     ):
         self.home = Path(home).expanduser().resolve()
         self._first_ports = {"http": http_port, "p2p": p2p_port, "kubo": kubo_port}
+        for kind, port in self._first_ports.items():
+            if not 1 <= port <= PORT_MAX:
+                raise ConfigError(f"{kind}_port: expected 1..{PORT_MAX}, got {port}")
         self._say = say or (lambda text: None)
         self._clients: dict[tuple[str, ...], ChainClient] = {}
 
@@ -165,7 +174,7 @@ class Network:
         validators: int | None = None,
         limits: bool | None = None,
     ) -> NetworkInfo:
-        """Bring the network up, or back up.
+        """Bring the network up, or back up; if that fails, stop what was started.
 
         Parameters
         ----------
@@ -222,21 +231,13 @@ class Network:
                 document.update(limits=True, payer=PAYER)
             document.setdefault("processes", {})
             document.setdefault("ports", {})
-            for _ in range(START_TRIES_MAX):
-                failure: NodeError | None = None
-                try:
-                    self._bring_up(document)
-                except NodeError as exc:
-                    failure = exc
-                # One that was killed just before may have looked alive.
-                ended = [n for n in self._expected(document) if not self._running(document, n)]
-                if not ended:
-                    break
-                time.sleep(0.2)
-            else:
-                raise StartError(f"{', '.join(ended)} ended again and again: see {self.home}/logs")
-            if failure is not None:
-                raise failure
+            stood = [one for one in self._processes(document) if one.alive]
+            try:
+                self._bring_all_up(document)
+            except BaseException:  # an interrupt as well
+                started = [one for one in self._processes(document) if one not in stood]
+                self._stop(started)
+                raise
         return self.info()
 
     def down(self, *, wipe: bool = False) -> list[str]:
@@ -267,9 +268,7 @@ class Network:
         with self._locked():
             document = self._read_or_empty()
             running = [one for one in self._processes(document) if one.alive]
-            # Those who depend on others go first.
-            for group in ("validator", "kubo", "node", "logs"):
-                processes.stop([one for one in running if one.name.startswith(group)])
+            self._stop(running)
             if document:
                 document["processes"] = {}
                 self._write(document)
@@ -406,6 +405,28 @@ class Network:
         self.client.push([action], [self.key(BANK)])
 
     # ---- bringing up --------------------------------------------------------------------
+
+    def _bring_all_up(self, document: dict[str, Any]) -> None:
+        """Bring everything up, and again what ended meanwhile."""
+        for _ in range(START_TRIES_MAX):
+            failure: NodeError | None = None
+            try:
+                self._bring_up(document)
+            except NodeError as exc:
+                failure = exc
+            # One that was killed just before may have looked alive.
+            ended = [n for n in self._expected(document) if not self._running(document, n)]
+            if not ended:
+                break
+            time.sleep(0.2)
+        else:
+            raise StartError(f"{', '.join(ended)} ended again and again: see {self.home}/logs")
+        if failure is not None:
+            raise failure
+
+    def _stop(self, running: Sequence[Process]) -> None:
+        for group in ("validator", "kubo", "node", "logs"):  # who depends on others goes first
+            processes.stop([one for one in running if one.name.startswith(group)])
 
     def _bring_up(self, document: dict[str, Any]) -> None:
         self._write(document)  # first: without it nothing here counts as ours

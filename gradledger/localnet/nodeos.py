@@ -130,7 +130,6 @@ def start_node(nodeos: Path, spec: NodeSpec, genesis: Path, log: Path) -> Proces
             return process
         except StartError as exc:
             failure = failure or exc
-            processes.stop([process])
             if "already in use" in _log_since(log, before):
                 raise PortBusyError(f"{spec.name}: a port is taken: {exc}") from exc
             if "--genesis-json" in command:

@@ -121,7 +121,7 @@ def stop(processes: Iterable[Process], *, wait_sec: float = 15.0) -> list[str]:
 def wait_until(
     process: Process, ready: Callable[[], bool], *, wait_sec: float, what: str = "answer"
 ) -> None:
-    """Wait until `ready()`, as long as the process lives.
+    """Wait until `ready()`, as long as the process lives; stop it where that fails.
 
     Raises
     ------
@@ -129,14 +129,18 @@ def wait_until(
         The process ended, or was not ready in time; the end of its log is in the message.
     """
     until = time.monotonic() + wait_sec
-    while not ready():
-        if not process.alive:
-            raise StartError(f"{process.name} ended at once: {log_tail(Path(process.log))}")
-        if time.monotonic() > until:
-            raise StartError(
-                f"{process.name} did not {what} within {wait_sec:g} s: see {process.log}"
-            )
-        time.sleep(POLL_SEC)
+    try:
+        while not ready():
+            if not process.alive:
+                raise StartError(f"{process.name} ended at once: {log_tail(Path(process.log))}")
+            if time.monotonic() > until:
+                raise StartError(
+                    f"{process.name} did not {what} within {wait_sec:g} s: see {process.log}"
+                )
+            time.sleep(POLL_SEC)
+    except BaseException:  # an interrupt as well: the caller may not have written it down yet
+        stop([process])
+        raise
 
 
 def listens(process: Process, port: int) -> bool:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradledger import logs
+from gradledger.cli_parts import account_name, task_name
 from gradledger.errors import ConfigError
+from gradledger.places import add_home, find_home
 
 if TYPE_CHECKING:
     from gradledger.chain.client import ChainClient
@@ -24,8 +26,8 @@ NEWEST_SHOWN = 10
 _EPILOG = """\
 On a chain that counts CPU and NET, a payer lets devices take part that have none:
   gradledger up --limits                                such a chain, with an account `payer`
-  gradledger owner payer setup --home .gradledger       once: a key that can only cosign
-  gradledger owner payer run --home .gradledger --task digits
+  gradledger owner payer setup                          once: a key that can only cosign
+  gradledger owner payer run --task digits
 and in the app:
   Device("phone1", ..., payer="http://127.0.0.1:8899")
 
@@ -42,7 +44,7 @@ own, with no tokens and little RAM, so that even a stolen key costs no more than
 """
 _RUN_EPILOG = """\
 examples:
-  gradledger owner payer run --home .gradledger --task digits --task letters
+  gradledger owner payer run --task digits --task letters
   gradledger owner payer run --chain http://127.0.0.1:8888 --state /var/lib/payer --task digits \\
       --per-device-hour 6 --port 9000
 
@@ -69,7 +71,12 @@ def add_commands(commands: Any) -> None:
 
     run = _command(actions, "run", _run, "run the service", epilog=_RUN_EPILOG, formatter_class=raw)
     run.add_argument(
-        "--task", action="append", required=True, metavar="NAME", help="may be repeated"
+        "--task",
+        type=task_name,
+        action="append",
+        required=True,
+        metavar="NAME",
+        help="may be repeated",
     )
     run.add_argument("--host", default="127.0.0.1", metavar="ADDR", help="default 127.0.0.1")
     run.add_argument(
@@ -100,11 +107,16 @@ def _command(
         name, help=text, description=text[0].upper() + text[1:] + ".", **options
     )
     place = parser.add_argument_group("where")
-    place.add_argument("--home", type=Path, metavar="DIR", help="a network of `gradledger up`")
+    add_home(place)
     place.add_argument("--chain", metavar="URL,...", help="endpoints of nodes")
-    place.add_argument("--contract", metavar="ACCOUNT", help="default fedlearning")
     place.add_argument(
-        "--account", metavar="NAME", help="the payer; default: that of --home, or of the key"
+        "--contract", type=account_name, metavar="ACCOUNT", help="default fedlearning"
+    )
+    place.add_argument(
+        "--account",
+        type=account_name,
+        metavar="NAME",
+        help="the payer; default: that of --home, or of the key",
     )
     place.add_argument(
         "--state", type=Path, metavar="DIR", help="default HOME/owner/payer, or ./payer"
@@ -134,13 +146,14 @@ class _Place:
 
         level = logging.INFO if args.verbose else logging.WARNING
         logs.start(level, form=args.log_format, path=args.log_file)
-        network = load_network(args.home) if args.home is not None else {}
+        self._home = home = find_home(args)
+        network = load_network(home) if home is not None else {}
         urls = args.chain or network.get("chain")
         if not urls:
             raise ConfigError("expected --home DIR, or --chain URL")
         self.chain: ChainClient = ChainClient(urls)
         self.contract: str = args.contract or network.get("contract") or "fedlearning"
-        self.state: Path = args.state or (args.home / "owner" if args.home else Path()) / "payer"
+        self.state: Path = args.state or (home / "owner" if home else Path()) / "payer"
         self.key_path = self.state / KEY_FILE
         self._account: str | None = args.account or network.get("payer") or network.get("owner")
         self._args = args
@@ -151,9 +164,9 @@ class _Place:
 
         path = self._args.key_file
         if path is None:
-            if self._args.home is None or self._account is None:
+            if self._home is None or self._account is None:
                 raise ConfigError("expected --home DIR or --key-file FILE")
-            path = self._args.home / "keys" / f"{self._account}.json"
+            path = self._home / "keys" / f"{self._account}.json"
         account, key = load_key_file(path)
         if self._args.account not in (None, account):
             raise ConfigError(f"{path}: expected the key of {self._args.account}, got {account}'s")

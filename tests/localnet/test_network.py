@@ -10,6 +10,7 @@ import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from gradledger.chain.client import ChainClient
 from gradledger.chain.keys import PrivateKey
 from gradledger.cli import main
 from gradledger.errors import ConfigError
-from gradledger.localnet import processes
+from gradledger.localnet import nodeos, processes
 from gradledger.localnet.logkeeper import bound_logs
 from gradledger.localnet.network import Network, validator_names
 from gradledger.localnet.processes import Process
@@ -232,6 +233,53 @@ def test_numbers_out_of_range(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         make_network().up(**numbers)
+
+
+@pytest.mark.parametrize(
+    ("option", "port"), [("http", 99999), ("http", -5), ("http", 0), ("p2p", 70000), ("kubo", 0)]
+)
+def test_ports_out_of_range(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, port: int
+) -> None:
+    home = tmp_path / "net"
+    assert main(["up", "--home", str(home), f"--{option}-port", str(port)]) == 1
+    assert capsys.readouterr().err == f"gradledger: {option}_port: expected 1..65535, got {port}\n"
+    assert not home.exists()
+
+
+def test_what_a_failed_start_has_started_is_stopped(
+    make_network: Callable[[], Network], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Process] = []
+    start = processes.start
+
+    def kept(*args: Any, **options: Any) -> Process:
+        started.append(start(*args, **options))
+        return started[-1]
+
+    def failing(process: Process, spec: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(processes, "start", kept)
+    monkeypatch.setattr(nodeos, "_answers", failing)
+    network = make_network()
+    with pytest.raises(KeyboardInterrupt):
+        network.up(validators=0)
+    assert [one.name for one in started] == ["logs", "kubo", "node1"]
+    assert not any(one.alive for one in started)
+
+
+def test_a_failed_start_leaves_what_stood(
+    localnet: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise OverflowError
+
+    before = pids(localnet)
+    monkeypatch.setattr(Network, "_provision", failing)
+    with pytest.raises(OverflowError):
+        localnet.up()
+    assert pids(localnet) == before
 
 
 def test_keys_are_for_their_owner_alone(localnet: Network) -> None:

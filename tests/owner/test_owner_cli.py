@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ import numpy as np
 import pytest
 from played import EXAMPLES, Training, points
 from scraping import scrape, url_in, value
+from test_owner_deposit import Stopped, is_deposit
 
+from gradledger.chain.client import ChainClient
+from gradledger.chain.names import Asset
 from gradledger.cli import main
 from owner.paillier_key import PaillierPrivateKey
 
@@ -107,6 +111,36 @@ def test_a_round_step_by_step(shell):
     assert "free 0.0000 TOK" in out and out.splitlines()[-1].split()[1] == "settled"
 
 
+def test_a_deposit_that_was_killed_is_not_paid_a_second_time(shell, monkeypatch):
+    owner = shell.training.make_owner()
+    assert shell("create", "--plan", shell.plan)[0] == 0
+    send = ChainClient.send
+
+    def dying(self: ChainClient, body: dict[str, Any]) -> dict[str, Any]:
+        if is_deposit(body):
+            raise Stopped
+        return send(self, body)
+
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(ChainClient, "send", dying)
+        shell("deposit", "2.0000 TOK")
+    code, out, err = shell("deposit", "2.0000 TOK")
+    assert code == 0 and out.endswith(", begun before; nothing else was paid\n")
+    assert "the deposit of 2.0000 TOK, begun before, has happened" in err
+    assert owner.escrow().deposited == 20_000
+    # One that was written down and never signed: its time is over.
+    with closing(owner.open_deposits(shell.folder / "state" / "outbox" / "deposits.db")) as outbox:
+        amount = Asset.parse("1.0000 TOK")
+        step = owner.contract.deposit(owner.task, owner.account, amount, "eosio.token")
+        details, late = {"amount": str(amount)}, owner.chain_time() - 1
+        outbox.add("the deposit of 1.0000 TOK", [step], give_up_at=late, details=details)
+    found = facts(shell("deposit", "1.0000 TOK", "--json"))
+    assert found["transaction"]
+    (told,) = found["earlier"]
+    assert "the deposit of 1.0000 TOK, begun before, never happened: not in time" in told
+    assert owner.escrow().deposited == 30_000
+
+
 def test_run_goes_on_after_it_gave_up_and_after_sigterm(shell):
     training: Training = shell.training
     training.kill_node()
@@ -155,13 +189,16 @@ def test_a_key_file_is_new_and_private(tmp_path, capsys):
     assert main(["owner", "key", "--out", str(path), "--bits", "2048"]) == 1
     assert "cannot write the Paillier key" in capsys.readouterr().err
     assert main(["owner", "key", "--out", str(tmp_path / "b"), "--bits", "512"]) == 1
+    capsys.readouterr()
+    assert main(["owner", "key", "--out", str(path / "below"), "--bits", "2048"]) == 1
+    assert "cannot make the folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["status"], "expected --home DIR, or --chain URL and --store ADDR"),
-        (["status", "--home", "nowhere"], "is `gradledger up --home` done?"),
+        (["status", "--chain", "http://127.0.0.1:1"], "or --chain URL and --store ADDR"),
+        (["status", "--home", "nowhere"], "is `gradledger up` done?"),
         (
             ["status", "--chain", "http://127.0.0.1:1", "--store", "/ip4/127.0.0.1/tcp/1"],
             "expected --home DIR or --key-file FILE",

@@ -61,6 +61,7 @@ START_TRIES_MAX = 5
 READY_SEC_MAX = 30.0
 PORT_WAIT_SEC = 3.0
 PORT_MAX = 65535
+_PORT_TAKEN = "Address already in use"  # in Kubo's log
 ACCOUNTS_PER_TRANSACTION = 50
 
 # A network with limits: the rest of the accounts that it makes itself stays without a bound.
@@ -481,10 +482,10 @@ class Network:
                 ready = partial(processes.listens, process, port)
                 processes.wait_until(process, ready, wait_sec=READY_SEC_MAX, what="listen")
                 break
-            except StartError:
-                if processes.port_is_free(port):
+            except StartError as exc:
+                # Somebody else was faster on that port, or only looked whether it is free.
+                if processes.port_is_free(port) and _PORT_TAKEN not in str(exc):
                     raise
-                # Somebody else was faster on that port.
                 process = self._start_kubo(document, library)
         else:
             raise StartError(f"Kubo found no port in {START_TRIES_MAX} tries")

@@ -221,7 +221,7 @@ def test_stopping_it_leaves_nothing_running(tmp_path: Path, number: signal.Signa
             _, complaint = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert process.returncode == 130
+    assert process.returncode == 130, complaint
     assert "interrupted" in complaint
     assert "Traceback" not in complaint
     assert len(workers) >= 2

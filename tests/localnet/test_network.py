@@ -269,6 +269,29 @@ def test_what_a_failed_start_has_started_is_stopped(
     assert not any(one.alive for one in started)
 
 
+def test_a_port_that_is_taken_for_a_moment(
+    make_network: Callable[[], Network], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free_port, wait_until = processes.free_port, processes.wait_until
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        first = [holder.getsockname()[1]]  # Kubo's, who is the first to ask
+
+        def chosen(*args: Any, **options: Any) -> int:
+            return first.pop() if first else free_port(*args, **options)
+
+        def let_go(*args: Any, **options: Any) -> None:
+            try:
+                wait_until(*args, **options)
+            finally:
+                holder.close()
+
+        monkeypatch.setattr(processes, "free_port", chosen)
+        monkeypatch.setattr(processes, "wait_until", let_go)
+        network = make_network()
+        network.up(validators=0)
+    assert network.status()["state"] == "up"
+
+
 def test_a_failed_start_leaves_what_stood(
     localnet: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:

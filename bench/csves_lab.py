@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from device_sdk.training import MOMENTUM, TrainingRecipe
 from gradledger.demo.data import Dataset, Samples
-from gradledger.models import FloatArray, IntArray, Mlp, Model
+from gradledger.models import FloatArray, IntArray, Mlp, Model, mean_micro, share_micro
 
 STAGES = ("random", "one_pass", "converged")
 """Of the global model: N(0, 1) weights, one pass over the training set, `PASSES` passes."""
@@ -177,8 +177,8 @@ def series(lab: Lab, instance: Instance, stage: str, data: str) -> Series:
     x, y = instance.validation.x, instance.validation.y
 
     def measure(arrays: Arrays) -> tuple[int, int]:
-        found = model.with_arrays(arrays)
-        return found.error_micro(x, y), found.doubt_micro(x, y)
+        wrong, doubts = model.with_arrays(arrays).wrong_and_doubts(x, y)
+        return share_micro(wrong), mean_micro(doubts)
 
     return np.array(train(model, spoil(lab, instance, data), recipe, measure)[1]).T
 

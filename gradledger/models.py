@@ -29,7 +29,9 @@ __all__ = [
     "dump_validation_set",
     "load_arrays",
     "load_validation_set",
+    "mean_micro",
     "read_metadata",
+    "share_micro",
 ]
 
 FloatArray = npt.NDArray[np.float32]
@@ -369,11 +371,8 @@ class Model:
         """
         if self.network.regresses():
             return self._measured(Target.error_micro, x, y)
-        labels = np.asarray(y)
-        if labels.ndim != 1 or not len(labels) or len(labels) != len(np.asarray(x)):
-            raise ModelError("one label for each row expected, and at least one row")
-        wrong = int(np.count_nonzero(self.predict(x) != labels))
-        return wrong * ERROR_SCALE // len(labels)
+        labels = self._labels(x, y)
+        return share_micro(self.predict(x) != labels)
 
     def _measured(
         self,
@@ -393,8 +392,7 @@ class Model:
 
         A smooth error: the mean of `doubts`.
         """
-        doubt = float(np.mean(self.doubts(x, y)))
-        return min(max(int(doubt * ERROR_SCALE), 0), ERROR_SCALE)
+        return mean_micro(self.doubts(x, y))
 
     def doubts(self, x: npt.ArrayLike, y: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Return the model's doubt in the right answer to each row, 0 to 1.
@@ -404,12 +402,20 @@ class Model:
         score it still tells apart the rows that are answered rightly, which are nearly all rows of
         a trained model.
         """
-        labels = np.asarray(y)
+        return self.wrong_and_doubts(x, y)[1]
+
+    def wrong_and_doubts(
+        self, x: npt.ArrayLike, y: npt.ArrayLike
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+        """Return which rows are answered wrongly, and the doubt in each right answer.
+
+        Both from one pass: `share_micro` of the first is `error_micro`, `mean_micro` of the second
+        is `doubt_micro`.
+        """
         if self.network.regresses():
             raise ModelError("a regression has no doubt: the rule gain is not for it")
-        if labels.ndim != 1 or not len(labels) or len(labels) != len(np.asarray(x)):
-            raise ModelError("one label for each row expected, and at least one row")
-        scores = self.scores(x).astype(np.float64)
+        labels, outputs = self._labels(x, y), self.scores(x)
+        scores = outputs.astype(np.float64)
         if labels.min() < 0 or labels.max() >= scores.shape[1]:
             raise ModelError(f"labels of 0 to {scores.shape[1] - 1} expected")
         with np.errstate(invalid="ignore"):
@@ -419,8 +425,14 @@ class Model:
         shares[np.arange(len(labels)), labels] = 0.0
         with np.errstate(divide="ignore"):
             logs = np.log(shares.sum(axis=1) / total)
-        found: npt.NDArray[np.float64] = 1 + np.maximum(logs, -DOUBT_NATS) / DOUBT_NATS
-        return found
+        doubts: npt.NDArray[np.float64] = 1 + np.maximum(logs, -DOUBT_NATS) / DOUBT_NATS
+        return outputs.argmax(axis=1) != labels, doubts
+
+    def _labels(self, x: npt.ArrayLike, y: npt.ArrayLike) -> npt.NDArray[Any]:
+        labels = np.asarray(y)
+        if labels.ndim != 1 or not len(labels) or len(labels) != len(np.asarray(x)):
+            raise ModelError("one label for each row expected, and at least one row")
+        return labels
 
     def to_bytes(self, metadata: Mapping[str, str] | None = None) -> bytes:
         """Return the safetensors file of this model.
@@ -547,6 +559,16 @@ def check_points(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
 
 
 # ---- safetensors: 8 bytes length, JSON header, data ---------------------------------------------
+
+
+def share_micro(wrong: npt.NDArray[np.bool_]) -> int:
+    """Return the share of true ones in 1e-6 units, rounded down."""
+    return int(np.count_nonzero(wrong)) * ERROR_SCALE // len(wrong)
+
+
+def mean_micro(doubts: npt.NDArray[np.float64]) -> int:
+    """Return the mean of numbers from 0 to 1 in 1e-6 units, rounded down."""
+    return min(max(int(float(np.mean(doubts)) * ERROR_SCALE), 0), ERROR_SCALE)
 
 
 def dump_arrays(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> bytes:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradledger.codec import CODE_MAX, Codec
-from gradledger.models import ERROR_SCALE, Model
+from gradledger.models import ERROR_SCALE, Model, mean_micro, share_micro
 from gradledger.onnx_models import RuntimeModel
 
 __all__ = [
@@ -257,17 +257,17 @@ def views(
     if not doubts:
         before, after = (Views(one.error_micro(x, y), 0, 0.0, {}) for one in (received, arrived))
         return before, after
-    first = received.doubts(x, y)
-    return _view(received, x, y, first), _view(arrived, x, y, first)
+    seen = received.wrong_and_doubts(x, y)
+    first = seen[1]
+    return _view(*seen, y, first), _view(*arrived.wrong_and_doubts(x, y), y, first)
 
 
 def _view(
-    model: Model,
-    x: npt.NDArray[np.float32],
+    wrong: npt.NDArray[np.bool_],
+    points: npt.NDArray[np.float64],
     y: npt.NDArray[np.int64],
     first: npt.NDArray[np.float64],
 ) -> Views:
-    points, wrong = model.doubts(x, y), model.predict(x) != y
     classes = {}
     for name in np.unique(y).tolist():
         chosen = y == name
@@ -275,7 +275,7 @@ def _view(
         bad = int(np.count_nonzero(wrong[chosen]))
         classes[name] = ClassView(count, bad, float(points[chosen].mean()))
     moved = float(np.abs(points - first).mean())
-    return Views(model.error_micro(x, y), model.doubt_micro(x, y), moved, classes)
+    return Views(share_micro(wrong), mean_micro(points), moved, classes)
 
 
 def error_tolerance(points: int) -> int:

@@ -58,7 +58,7 @@ from gradledger.chain.contract import Member, Role, Rule, UploadState, VerdictCo
 from gradledger.codec import Codec
 from gradledger.demo.data import Samples, load_mnist
 from gradledger.errors import GradledgerError
-from gradledger.models import FloatArray, Mlp, Model
+from gradledger.models import FloatArray, Mlp, Model, mean_micro, share_micro
 from gradledger.onnx_models import RuntimeModel
 from producer_validation import checks, measuring
 from producer_validation.checks import Known, Measure
@@ -295,8 +295,8 @@ class Device:
     def ends(self, update: FloatArray) -> tuple[int, int, int]:
         """Return the true doubts before and after, and the share of wrong answers, by numpy."""
         x, y = self.instance.validation.x, self.instance.validation.y
-        after = self.arrived(update)
-        return self.model.doubt_micro(x, y), after.doubt_micro(x, y), after.error_micro(x, y)
+        wrong, doubts = self.arrived(update).wrong_and_doubts(x, y)
+        return self.model.doubt_micro(x, y), mean_micro(doubts), share_micro(wrong)
 
     # ---- judging ----------------------------------------------------------------------------
 

@@ -558,9 +558,6 @@ def check_points(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
         raise ModelError("labels are not negative")
 
 
-# ---- safetensors: 8 bytes length, JSON header, data ---------------------------------------------
-
-
 def share_micro(wrong: npt.NDArray[np.bool_]) -> int:
     """Return the share of true ones in 1e-6 units, rounded down."""
     return int(np.count_nonzero(wrong)) * ERROR_SCALE // len(wrong)
@@ -569,6 +566,9 @@ def share_micro(wrong: npt.NDArray[np.bool_]) -> int:
 def mean_micro(doubts: npt.NDArray[np.float64]) -> int:
     """Return the mean of numbers from 0 to 1 in 1e-6 units, rounded down."""
     return min(max(int(float(np.mean(doubts)) * ERROR_SCALE), 0), ERROR_SCALE)
+
+
+# ---- safetensors: 8 bytes length, JSON header, data ---------------------------------------------
 
 
 def dump_arrays(arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> bytes:

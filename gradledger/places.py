@@ -33,14 +33,18 @@ def default_home() -> Path:
     return Path(os.environ.get("GRADLEDGER_HOME", HOME_DEFAULT))
 
 
-def add_home(place: argparse._ArgumentGroup) -> None:
-    """Add ``--home``; see `find_home`."""
+def add_network(place: argparse._ArgumentGroup) -> None:
+    """Add ``--home`` (see `find_home`), ``--chain`` and ``--contract``."""
     place.add_argument(
         "--home",
         type=Path,
         metavar="DIR",
         help="a network of `gradledger up`; without --chain the default is "
         f"{default_home()} ($GRADLEDGER_HOME)",
+    )
+    place.add_argument("--chain", metavar="URL,...", help="endpoints of nodes")
+    place.add_argument(
+        "--contract", type=account_name, metavar="ACCOUNT", help="default fedlearning"
     )
 
 
@@ -53,17 +57,13 @@ def find_home(args: argparse.Namespace) -> Path | None:
 def add_places(parser: argparse.ArgumentParser, *, store: bool = False) -> None:
     """Add ``--chain``, ``--home``, ``--contract`` and, if asked for, ``--store``."""
     place = parser.add_argument_group("where")
-    place.add_argument("--chain", metavar="URL,...", help="endpoints of nodes")
+    add_network(place)
     if store:
         place.add_argument(
             "--store",
             metavar="ADDR",
             help=f"IPFS, such as /ip4/127.0.0.1/tcp/5001; '{NO_STORE}': look at no blob",
         )
-    place.add_argument(
-        "--contract", type=account_name, metavar="ACCOUNT", help="default fedlearning"
-    )
-    add_home(place)
 
 
 def find_places(args: argparse.Namespace, *, timeout: Timeout | None = None) -> Places:

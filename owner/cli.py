@@ -21,7 +21,7 @@ from gradledger.cli_parts import (
     whole_number,
 )
 from gradledger.errors import ConfigError, StoreError
-from gradledger.places import add_home, find_home
+from gradledger.places import add_network, find_home
 
 if TYPE_CHECKING:
     from gradledger.chain.contract import Round, Task
@@ -192,12 +192,8 @@ def _command(
         "--task", type=task_name, metavar="NAME", help="default: the plan's, or the only one"
     )
     place = parser.add_argument_group("where")
-    add_home(place)
-    place.add_argument("--chain", metavar="URL,...", help="endpoints of nodes")
+    add_network(place)
     place.add_argument("--store", metavar="ADDR", help="IPFS, such as /ip4/127.0.0.1/tcp/5001")
-    place.add_argument(
-        "--contract", type=account_name, metavar="ACCOUNT", help="default fedlearning"
-    )
     place.add_argument(
         "--account",
         type=account_name,

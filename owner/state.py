@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from gradledger.errors import ConfigError, GradledgerError
-from gradledger.files import remove_unfinished, write_atomically
+from gradledger.files import make_folder, remove_unfinished, write_atomically
 from gradledger.models import Model
 from owner.errors import StateBusyError
 
@@ -47,12 +47,9 @@ class StateDir:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for name in FOLDERS:
-                (self.path / name).mkdir(mode=0o700, exist_ok=True)
-        except OSError as exc:
-            raise ConfigError(f"{self.path}: cannot make the state directory: {exc}") from exc
+        make_folder(self.path)
+        for name in FOLDERS:
+            make_folder(self.path / name)
 
     def __repr__(self) -> str:
         return f"StateDir({str(self.path)!r})"

@@ -73,7 +73,7 @@ class ChainInfo:
     head_time: int  # seconds since 1970
     irreversible_block: int
     irreversible_id: str
-    head_id: str = ""
+    head_id: str
 
 
 @dataclass(frozen=True)

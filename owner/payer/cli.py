@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gradledger import logs
 from gradledger.cli_parts import account_name, task_name
 from gradledger.errors import ConfigError
-from gradledger.places import add_home, find_home
+from gradledger.places import add_network, find_home
 
 if TYPE_CHECKING:
     from gradledger.chain.client import ChainClient
@@ -107,11 +107,7 @@ def _command(
         name, help=text, description=text[0].upper() + text[1:] + ".", **options
     )
     place = parser.add_argument_group("where")
-    add_home(place)
-    place.add_argument("--chain", metavar="URL,...", help="endpoints of nodes")
-    place.add_argument(
-        "--contract", type=account_name, metavar="ACCOUNT", help="default fedlearning"
-    )
+    add_network(place)
     place.add_argument(
         "--account",
         type=account_name,

@@ -53,7 +53,7 @@ class Chain:
 
     def get_info(self) -> ChainInfo:
         head = len(self.blocks)
-        return ChainInfo("", "", head, 0, self.irreversible, f"id{self.irreversible}")
+        return ChainInfo("", "", head, 0, self.irreversible, f"id{self.irreversible}", "")
 
     def get_confirmed(self) -> ChainInfo:
         return self.get_info()

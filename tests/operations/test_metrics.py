@@ -34,7 +34,7 @@ from gradledger.metrics import (
 from owner.run import STEPS
 
 DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
-INFO = ChainInfo("cf" * 32, "v", 1000, 1_700_000_000, 990, "00" * 32)
+INFO = ChainInfo("cf" * 32, "v", 1000, 1_700_000_000, 990, "00" * 32, "")
 
 
 @pytest.fixture

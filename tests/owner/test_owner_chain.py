@@ -49,7 +49,7 @@ class Script(ChainClient):
 
     def get_info(self) -> ChainInfo:
         self.blocks += 1
-        return ChainInfo("", "", self.blocks, 0, self.blocks - 1, "")
+        return ChainInfo("", "", self.blocks, 0, self.blocks - 1, "", "")
 
     get_confirmed = get_info
 

@@ -41,7 +41,7 @@ class Chain:
         self.faults: list[Exception] = []
 
     def get_confirmed(self) -> ChainInfo:
-        return ChainInfo(self.chain_id, "", 12, self.time, 10, f"{10:08x}" + "ab" * 28)
+        return ChainInfo(self.chain_id, "", 12, self.time, 10, f"{10:08x}" + "ab" * 28, "")
 
     def send(self, body: dict[str, Any]) -> dict[str, Any]:
         self.sent.append(body)
